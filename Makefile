@@ -1,0 +1,41 @@
+# Two commands: `make demo` and `make test`. Each creates .venv when it is missing; a second call starts at once.
+PYTHON ?= python3
+SHELL := /bin/bash
+BIN := .venv/bin
+READY := .venv/.ready
+
+# Real data sets beside the checkout are used where they are; nothing needs them.
+ifneq ($(wildcard ../shared/data),)
+export SPARRING_DATA ?= $(abspath ../shared/data)
+endif
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint types install bench clean
+
+demo: $(READY)
+	$(BIN)/sparring demo
+
+test: $(READY) lint types
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+install: $(READY)
+
+# The peers that benchmarks compare with.
+bench: $(READY)
+	$(BIN)/pip install -q -c constraints.txt "foolbox>=3.3.4" "adversarial-robustness-toolbox>=1.18" "cleverhans>=4" scipy scikit-learn requests tqdm
+	$(BIN)/pip install -q --no-deps "torchattacks>=3.5.1" "adv-lib>=0.2.3"
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,imagenet]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
