@@ -1,0 +1,170 @@
+"""From the result document to the rows and cards that the template prints; every text in them is still unescaped."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sparring.report import words
+from sparring.report.pictures import Panel, panels
+
+Document = Mapping[str, Any]
+Picture = Callable[[int], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    label: int
+    name: str
+    samples: int
+    correct: int
+    robust: int
+
+    @property
+    def clean_share(self) -> float:
+        return self.correct / self.samples
+
+    @property
+    def robust_share(self) -> float:
+        return self.robust / self.samples
+
+
+@dataclass(frozen=True)
+class Bar:
+    name: str
+    share: float
+    true: bool
+
+
+@dataclass(frozen=True)
+class Card:
+    index: int
+    truth: str
+    fooled_into: str
+    attack: str
+    norm: str
+    distance: str
+    panels: list[Panel]
+    note: str
+    before: list[Bar]
+    after: list[Bar]
+    alt: str
+
+
+def class_name(document: Document, label: int) -> str:
+    names = document["data"].get("class_names")
+    return str(names[label]) if names and 0 <= label < len(names) else f"class {label}"
+
+
+def class_rows(document: Document) -> list[ClassRow]:
+    """The classes that have samples, the least robust first; of equals the less often classified correctly first."""
+    rows = [
+        ClassRow(
+            int(row["label"]),
+            str(row.get("name") or class_name(document, int(row["label"]))),
+            int(row["samples"]),
+            int(row["correct"]),
+            int(row["robust"]),
+        )
+        for row in document["per_class"]
+        if row["samples"]
+    ]
+    return sorted(rows, key=lambda row: (row.robust_share, row.clean_share, row.label))
+
+
+def cards(document: Document, picture: Picture) -> list[Card]:
+    """The gallery, the smallest perturbation that fools first."""
+    ranked = sorted(document["gallery"], key=lambda entry: (_size(entry), entry["index"]))
+    return [_card(document, entry, picture) for entry in ranked]
+
+
+def _size(entry: Mapping[str, Any]) -> float:
+    distance = entry.get("distance")
+    return float(entry["norm"] if distance is None else distance)
+
+
+def _card(document: Document, entry: Mapping[str, Any], picture: Picture) -> Card:
+    original, adversarial = picture(int(entry["index"]))
+    bounds = document["threat"].get("bounds")
+    if bounds is None:
+        low, high = (float(getattr(min_max, "item")()) for min_max in (original.min(), original.max()))
+        bounds = (low, high if high > low else low + 1.0)
+    shown, note = panels(original, adversarial, (float(bounds[0]), float(bounds[1])))
+    label = int(entry["label"])
+    before, after = (
+        [
+            Bar(class_name(document, int(p["label"])), float(p["probability"]), int(p["label"]) == label)
+            for p in entry[side][:5]
+        ]
+        for side in ("before", "after")
+    )
+    truth, threat = class_name(document, label), document["threat"]
+    into = next((bar.name for bar in after if not bar.true), "another class") if after else "another class"
+    return Card(
+        index=int(entry["index"]),
+        truth=truth,
+        fooled_into=into,
+        attack=str(entry["attack"]),
+        norm=words.size(entry["norm"], threat),
+        distance=words.size(entry.get("distance"), threat),
+        panels=shown,
+        note=note,
+        before=before,
+        after=after,
+        alt=f"sample {entry['index']}, {truth}",
+    )
+
+
+def setting(value: Any) -> str:
+    """A setting as text: strings as they are, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def facts(document: Document) -> list[tuple[str, list[tuple[str, str]]]]:
+    """How it was run, group by group: (title, [(name, value)]); what the document doesn't tell is left out."""
+    tool, model, data = document["tool"], document["model"], document["data"]
+    environment, passes = document["environment"], document["passes"]
+    shape = " × ".join(str(size) for size in data.get("shape") or [])
+    groups: list[tuple[str, list[tuple[str, Any]]]] = [
+        (
+            "Run",
+            [
+                ("finished", "yes" if document["finished"] else "no"),
+                ("created", document["created"]),
+                ("took", words.duration(document.get("seconds"))),
+                ("seed", document["seed"]),
+                (tool["name"], tool["version"]),
+                *environment.items(),
+            ],
+        ),
+        ("Threat model", [("norm", document["threat"]["norm"]), ("eps", _eps(document["threat"])),
+                          *((k, v) for k, v in document["threat"].items() if k not in ("norm", "eps", "eps_typed"))]),
+        ("Model", [("name", model.get("name")), ("parameters", _count(model.get("parameters"))),
+                   ("load with", model.get("spec")), ("SHA-256", model.get("sha256"))]),
+        ("Data", [("name", data.get("name")), ("samples", _count(data.get("samples"))), ("shape", shape or None),
+                  ("classes", _count(data.get("classes"))), ("load with", data.get("spec")),
+                  ("SHA-256", data.get("sha256"))]),
+        ("Passes", [(name, words.number(count)) for name, count in passes.items()]),
+    ]  # fmt: skip
+    return [(title, [(str(k), setting(v)) for k, v in rows if v is not None]) for title, rows in groups]
+
+
+def _eps(threat: Mapping[str, Any]) -> str:
+    typed = threat.get("eps_typed")
+    return f"{typed} = {threat['eps']!r}" if typed and str(typed) != repr(threat["eps"]) else repr(threat["eps"])
+
+
+def _count(count: int | None) -> str | None:
+    return None if count is None else words.number(count)
+
+
+def verify_command(document: Document) -> str:
+    """The command line that checks this result; placeholders in capitals stand for what the document doesn't know."""
+    spec = document["model"].get("spec")
+    model = shlex.quote(spec) if isinstance(spec, str) and spec else "MODEL"
+    return f"sparring verify FOLDER --model {model}"
