@@ -1,0 +1,56 @@
+"""sparring finds out how a PyTorch model breaks, and trains one that doesn't.
+
+Names are imported when they are first used (PEP 562), so that the command line answers before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparring.ascent import Trace as Trace
+    from sparring.attacks import FGSM as FGSM
+    from sparring.attacks import IFGSM as IFGSM
+    from sparring.attacks import MIFGSM as MIFGSM
+    from sparring.attacks import PGD as PGD
+    from sparring.attacks import RFGSM as RFGSM
+    from sparring.attacks import Adversarial as Adversarial
+    from sparring.attacks import OptimizerAttack as OptimizerAttack
+    from sparring.evaluation import EvaluationResult as EvaluationResult
+    from sparring.evaluation import evaluate as evaluate
+    from sparring.evaluation import load_result as load_result
+    from sparring.evaluation import verify as verify
+    from sparring.threat import L0 as L0
+    from sparring.threat import L1 as L1
+    from sparring.threat import L2 as L2
+    from sparring.threat import Linf as Linf
+    from sparring.threat import Threat as Threat
+    from sparring.wrappers import attacked_input as attacked_input
+    from sparring.wrappers import normalized as normalized
+    from sparring.wrappers import output as output
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "sparring.ascent": ["Trace"],
+    "sparring.attacks": ["FGSM", "IFGSM", "MIFGSM", "PGD", "RFGSM", "Adversarial", "OptimizerAttack"],
+    "sparring.evaluation": ["EvaluationResult", "evaluate", "load_result", "verify"],
+    "sparring.threat": ["L0", "L1", "L2", "Linf", "Threat"],
+    "sparring.wrappers": ["attacked_input", "normalized", "output"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'sparring' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME_OF])

@@ -1,0 +1,208 @@
+"""The loop. All iterative gradient attacks are recipes over it: where to start, and how to move along a gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sparring.borrow import Borrowed
+from sparring.noise import Noise
+from sparring.objective import Objective, fooled, predict
+from sparring.rows import Rows
+from sparring.threat import per_sample
+
+
+class Recipe(Protocol):
+    """What tells one iterative attack from another."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def restarts(self) -> int: ...
+
+    def begin(self, rows: Rows, noise: Noise) -> Tensor:
+        """The first iterate (N, *S) of the current restart; may set `rows.memory`."""
+
+    def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
+        """The next iterate (N, *S), inside the set, from `rows.x` and the gradient there; must not change either."""
+
+
+class Probe(Protocol):
+    """Asks the model at other points: (rows of the pool, x) → (objective (n,), gradient (n, *S)), counted."""
+
+    def __call__(self, which: Tensor, x: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass
+class Trace:
+    """What happened at each step of each restart, in that order; (restarts · (steps + 1), B). NaN and −1 after a sample left."""
+
+    objective: Tensor
+    prediction: Tensor
+    confidence: Tensor
+
+    @classmethod
+    def empty(cls, length: int, batch: int) -> Trace:
+        nothing = torch.full((length, batch), torch.nan)
+        return cls(nothing, torch.full((length, batch), -1), nothing.clone())
+
+    def record(self, place: Tensor, ticket: Tensor, value: Tensor, logits: Tensor) -> None:
+        self.objective[place, ticket] = value.float().cpu()
+        self.prediction[place, ticket] = predict(logits).cpu()
+        self.confidence[place, ticket] = logits.float().softmax(1).amax(1).cpu()
+
+
+class Pool:
+    """The samples that are under attack now, at most `capacity` at a time, each at its own step.
+
+    `add` brings samples in, `step` takes every one of them one step on and hands back those that are done, and the free
+    places can be filled again. A sample's last iterate needs a forward only: such samples are parked until a full
+    batch of them, or nothing else, is left, so that K steps cost K backwards and K + 1 forwards in any company.
+    """
+
+    def __init__(
+        self,
+        model: Borrowed,
+        recipe: Recipe,
+        objective: Objective,
+        *,
+        seed: int = 0,
+        capacity: int | None = None,
+        stop_when_fooled: bool = False,
+        goal: bool = True,
+        trace: Trace | None = None,
+    ) -> None:
+        """goal: with targets, success is to hit the target; False counts any wrong prediction."""
+        self.model, self.recipe, self.objective = model, recipe, objective
+        self.seed, self.capacity, self.stop_when_fooled, self.goal, self.trace = seed, capacity, stop_when_fooled, goal, trace
+        self.active: Rows | None = None
+        self.parked: Rows | None = None
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows in (self.active, self.parked) if rows is not None)
+
+    @property
+    def room(self) -> int:
+        """How many samples can join."""
+        return max(0, (self.capacity or 1 << 62) - (0 if self.active is None else len(self.active)))
+
+    def add(self, rows: Rows) -> None:
+        """Begin with these samples."""
+        count = torch.zeros(len(rows), dtype=torch.int64)
+        rows.step, rows.restart = count, count.clone()
+        rows.zero, rows.broken = count.clone(), count.clone()
+        if not len(rows.forwards):
+            rows.forwards, rows.backwards = count.clone(), count.clone()
+        dtype = torch.promote_types(rows.original.dtype, torch.float32)
+        rows.value = rows.original.new_full((len(rows),), -torch.inf, dtype=dtype)
+        rows.current = rows.value
+        rows.prediction, rows.fooled = rows.y.new_full((len(rows),), -1), torch.zeros_like(rows.y, dtype=torch.bool)
+        self._enter(self._begin(rows))
+        assert self.active is not None
+
+    def _begin(self, rows: Rows) -> Rows:
+        rows.x = self.recipe.begin(rows, Noise(self.seed, rows.index))
+        if not len(rows.best):
+            rows.best = rows.x
+        return rows
+
+    def _enter(self, rows: Rows) -> None:
+        if self.recipe.steps == 0:
+            self.parked = rows if self.parked is None else self.parked + rows
+        else:
+            self.active = rows if self.active is None else self.active + rows
+
+    def step(self) -> Rows | None:
+        """One probe of every active sample, or one look at the parked ones; the samples that are done, if any."""
+        parked = 0 if self.parked is None else len(self.parked)
+        if parked and (self.active is None or not len(self.active) or parked >= (self.capacity or 1 << 62)):
+            return self._finish()
+        return self._climb() if self.active is not None and len(self.active) else None
+
+    def _value(self, rows: Rows, logits: Tensor) -> Tensor:
+        return self.objective(logits, rows.y, rows.targets, rows.reference)
+
+    def _climb(self) -> Rows | None:
+        rows = self.active
+        assert rows is not None
+        logits, value, gradient = self.model.probe(rows.x, lambda z: self._value(rows, z), rows.context)
+        rows.forwards = rows.forwards + 1
+        rows.backwards = rows.backwards + 1
+        rows.current = value
+        self._judge(rows, logits, value)
+        done: Rows | None = None
+        if self.stop_when_fooled and bool(rows.fooled.any()):
+            leaving = rows.fooled.cpu()
+            done, rows, gradient = rows[leaving], rows[~leaving], gradient[~rows.fooled]
+        if len(rows):
+            gradient = self._mend(rows, gradient)
+            rows.x = self.recipe.move(rows, gradient, lambda which, x: self._ask(rows, which, x))
+            rows.step = rows.step + 1
+            due = rows.step == self.recipe.steps
+            if bool(due.any()):
+                ready = rows if bool(due.all()) else rows[due]
+                self.parked = ready if self.parked is None else self.parked + ready
+                rows = rows[~due]
+        self.active = rows if len(rows) else None
+        return done
+
+    def _finish(self) -> Rows | None:
+        """Look at last iterates: done, unless restarts are left that could still change something."""
+        rows, self.parked = self.parked, None
+        assert rows is not None
+        logits = self.model.look(rows.x, rows.context)
+        rows.forwards = rows.forwards + 1
+        self._judge(rows, logits, self._value(rows, logits))
+        rows.restart = rows.restart + 1
+        done = rows.restart >= self.recipe.restarts
+        if self.stop_when_fooled:
+            done |= rows.fooled.cpu()
+        if not bool(done.all()):
+            again = rows[~done]
+            again.step = torch.zeros_like(again.step)
+            self._enter(self._begin(again))
+            rows = rows[done]
+        return rows if len(rows) else None
+
+    def _judge(self, rows: Rows, logits: Tensor, value: Tensor) -> None:
+        """Keep the better of this iterate and the best so far: fooling beats not fooling, then the higher objective."""
+        prediction = predict(logits)
+        success = fooled(prediction, rows.y, rows.targets if self.goal else None)
+        better = (success & ~rows.fooled) | ((success == rows.fooled) & (value > rows.value))
+        rows.value = torch.where(better, value.to(rows.value.dtype), rows.value)
+        rows.prediction = torch.where(better, prediction, rows.prediction)
+        rows.fooled = rows.fooled | success
+        rows.best = torch.where(per_sample(better, rows.x), rows.x, rows.best)
+        if self.trace is not None:
+            self.trace.record(rows.restart * (self.recipe.steps + 1) + rows.step, rows.ticket, value, logits)
+
+    def _mend(self, rows: Rows, gradient: Tensor) -> Tensor:
+        """Replace what would stop a sample silently: NaN and inf by zero, and an all-zero gradient by a random one."""
+        if rows.threat.mask is not None:
+            gradient = gradient * rows.threat.mask
+        size = gradient.flatten(1).abs().amax(1)
+        sound = ((size > 0) & size.isfinite()).cpu()
+        if bool(sound.all()):
+            return gradient
+        rows.broken = rows.broken + (~size.isfinite()).cpu()
+        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+        still = gradient.flatten(1).abs().amax(1) == 0
+        rows.zero = rows.zero + still.cpu()
+        flat = still.cpu().nonzero().flatten()
+        if len(flat):
+            noise = Noise(self.seed, rows.index[flat])
+            gradient[still] = noise.normal(
+                gradient.shape[1:], "instead of a zero gradient", rows.restart[flat], rows.step[flat], like=gradient
+            )
+        return gradient
+
+    def _ask(self, rows: Rows, which: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        some = rows[which]
+        _, value, gradient = self.model.probe(x, lambda z: self._value(some, z), some.context)
+        rows.forwards[which] += 1
+        rows.backwards[which] += 1
+        return value, self._mend(some, gradient)

@@ -1,0 +1,132 @@
+"""The fast gradient sign method and what grew from it: FGSM, R+FGSM, I-FGSM, MI-FGSM.
+
+Under an l2 or l1 threat the sign becomes that norm's steepest step (the fast gradient method).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparring.ascent import Probe
+from sparring.attacks.base import GradientAttack
+from sparring.noise import Noise
+from sparring.rows import Rows
+from sparring.threat import Threat, per_sample
+
+
+def stepped(rows: Rows, direction: Tensor, size: float | Tensor) -> Tensor:
+    """One projected step from `rows.x` along a direction of length 1."""
+    scale = per_sample(size, direction).to(direction.dtype) if isinstance(size, Tensor) else size
+    return rows.threat.project(rows.original, rows.x + scale * direction)
+
+
+def need_norm(attack: GradientAttack, *norms: str) -> None:
+    if attack.threat.norm not in norms:
+        raise ValueError(f"{attack.name} has no form for {attack.threat.norm}: expected {', '.join(norms)}")
+
+
+@dataclass(frozen=True)
+class FGSM(GradientAttack):
+    """Fast gradient sign method: one step of length eps along the sign of the gradient. Goodfellow et al. (2015).
+
+    With targets it descends the loss of the target class; `targets="least-likely"` is Kurakin et al. (2017)'s
+    least-likely-class method. 1 backward and 2 forwards a sample (the second says whether it worked).
+
+    >>> import torch
+    >>> net = torch.nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    >>> FGSM(Threat("linf", 0.25))(net, torch.tensor([[0.6, 0.4]]), torch.tensor([0])).x
+    tensor([[0.3500, 0.6500]])
+    """
+
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        need_norm(self, "linf", "l2", "l1")
+
+    def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
+        return stepped(rows, rows.threat.steepest(gradient, rows.x), rows.threat.eps)
+
+
+@dataclass(frozen=True)
+class RFGSM(GradientAttack):
+    """R+FGSM: a random sign step of length `random_step`, then FGSM with what is left of eps. Tramèr et al. (2018).
+
+    random_step: in input units, below eps; default eps / 2. Linf only.
+    """
+
+    random_step: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        need_norm(self, "linf")
+        eps = self.threat.eps
+        if self.random_step is not None and not 0 <= self.random_step <= (float(eps.min()) if isinstance(eps, Tensor) else eps):
+            raise ValueError(f"RFGSM(random_step={self.random_step!r}): expected a length from 0 to eps={self.threat.typed}")
+
+    def _first(self, eps: float | Tensor) -> float | Tensor:
+        return eps / 2 if self.random_step is None else self.random_step
+
+    def begin(self, rows: Rows, noise: Noise) -> Tensor:
+        rows.x = rows.original
+        sign = noise.sign(rows.original.shape[1:], "sign", rows.restart, like=rows.original)
+        return stepped(rows, sign, self._first(rows.threat.eps))
+
+    def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
+        eps = rows.threat.eps
+        return stepped(rows, rows.threat.steepest(gradient, rows.x), eps - self._first(eps))
+
+
+@dataclass(frozen=True)
+class IFGSM(GradientAttack):
+    """Iterated FGSM, the basic iterative method: small steps from the input, kept inside the ball. Kurakin et al. (2017).
+
+    step_size: in input units; default 1.25 · eps / steps, the paper's proportion of path to eps.
+    """
+
+    steps: int = 10
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        need_norm(self, "linf", "l2", "l1")
+
+    def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
+        size = 1.25 * rows.threat.eps / self.steps if self.step_size is None else self.step_size
+        return stepped(rows, rows.threat.steepest(gradient, rows.x), size)
+
+
+@dataclass(frozen=True)
+class MIFGSM(GradientAttack):
+    """Momentum iterative FGSM, made to transfer. Dong et al. (2018).
+
+    The gradient, divided by its l1 norm, is added to `decay` times the sum so far, and the step follows the sum.
+    step_size: default eps / steps. A direct call returns the best iterate for the model attacked.
+    """
+
+    steps: int = 10
+    decay: float = 1.0
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        need_norm(self, "linf", "l2", "l1")
+        if not self.decay >= 0:
+            raise ValueError(f"MIFGSM(decay={self.decay!r}): expected a number that is not negative")
+
+    def begin(self, rows: Rows, noise: Noise) -> Tensor:
+        rows.memory["velocity"] = torch.zeros_like(rows.original, dtype=rows.value.dtype)
+        return rows.original
+
+    def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
+        wide = gradient.to(rows.value.dtype)
+        largest = wide.flatten(1).abs().amax(1)  # first, so that tiny gradients do not vanish in the sum
+        wide = wide / per_sample(torch.where(largest > 0, largest, 1), wide)
+        mean = wide.flatten(1).abs().mean(1)
+        velocity = self.decay * rows.memory["velocity"] + wide / per_sample(torch.where(mean > 0, mean, 1), wide)
+        rows.memory["velocity"] = velocity
+        size = rows.threat.eps / self.steps if self.step_size is None else self.step_size
+        return stepped(rows, rows.threat.steepest(velocity, rows.x), size)

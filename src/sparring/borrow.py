@@ -1,0 +1,149 @@
+"""Borrowing a model: evaluation mode, frozen parameters, counted passes; afterwards it is as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparring.wrappers import Context, Model
+
+
+class Borrowed:
+    """A borrowed model: calls it, takes input gradients, and counts the samples that pass through it."""
+
+    def __init__(self, model: Model, autocast: torch.dtype | None = None) -> None:
+        self.model, self.autocast = model, autocast
+        self.forwards = self.backwards = 0
+        self.classes: int | None = None
+
+    def _call(self, x: Tensor, context: Context) -> Tensor:
+        cast = nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
+        with cast:
+            logits = self.model(x, **context)
+        self.forwards += len(x)
+        if self.classes is None or not isinstance(logits, Tensor) or logits.shape != (len(x), self.classes):
+            self.classes = _check_logits(logits, len(x), self.classes)
+        return logits
+
+    def look(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Logits (B, C) without a graph: one forward a sample."""
+        with torch.no_grad():
+            return self._call(x, context or {}).detach()
+
+    def probe(
+        self, x: Tensor, objective: Callable[[Tensor], Tensor], context: Context | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, C), objective (B,) and its gradient (B, *S) at x: one forward and one backward a sample.
+
+        The gradient is that of the sum over the batch, with respect to the input only: each sample gets its own.
+        """
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            logits = self._call(x, context or {})
+            value = objective(logits)
+            if not value.requires_grad:
+                raise ValueError(
+                    "the model's logits carry no gradient to its input (computed under no_grad, detached, or through "
+                    "numpy): return them as torch computed them"
+                )
+            (gradient,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
+        if gradient is None:
+            raise ValueError("the model's logits do not depend on the attacked input: is another input meant?")
+        self.backwards += len(x)
+        return logits.detach(), value.detach(), gradient
+
+
+def _check_logits(logits: Any, batch: int, classes: int | None) -> int:
+    """The number of classes; one clear line where this is not (B, C) floating-point logits."""
+    if isinstance(logits, Mapping):
+        raise TypeError(
+            f"the model returned a dict with keys {sorted(map(str, logits))}: name its logits, as in "
+            f"sp.output(model, {str(next(iter(logits), 'logits'))!r})"
+        )
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"the model returned {type(logits).__name__}: expected a tensor of logits (B, C); pick it with "
+            f"sp.output(model, {0 if isinstance(logits, (tuple, list)) else 'logits'!r})"
+        )
+    if logits.ndim != 2 or len(logits) != batch or (classes is not None and logits.shape[1] != classes):
+        expected = f"({batch}, {classes or 'C'})"
+        raise ValueError(f"the model returned shape {tuple(logits.shape)}: expected one row of logits a sample, {expected}")
+    if logits.shape[1] < 2:
+        raise ValueError(
+            "the model returned 1 logit a sample: expected one for each class; for a binary model return "
+            "torch.cat([-z, z], 1) / 2"
+        )
+    if not logits.is_floating_point():
+        raise TypeError(f"the model returned {logits.dtype}: expected floating-point logits, before any argmax")
+    return int(logits.shape[1])
+
+
+def looks_like_probabilities(logits: Tensor) -> bool:
+    """Whether every row is non-negative and sums to one: softmax applied where logits are expected."""
+    wide = logits.detach().float()
+    return bool((wide >= 0).all()) and bool(((wide.sum(1) - 1).abs() < 1e-3).all())
+
+
+def _modules(model: Model) -> list[nn.Module]:
+    """The modules behind a model: its own, or those of the object that a bound method belongs to."""
+    root = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
+    found = list(root.modules()) if isinstance(root, nn.Module) else []
+    for module in list(found):
+        inner = module.__dict__.get("model")  # a wrapper round a plain callable
+        if inner is not None and not isinstance(inner, nn.Module):
+            found += _modules(inner)
+    return found
+
+
+@contextmanager
+def borrow(model: Model, autocast: torch.dtype | None = None) -> Iterator[Borrowed]:
+    """Borrow `model`: every submodule in evaluation mode, no parameter collecting gradients, inference mode off.
+
+    On the way out, also after an exception, every submodule's mode, every parameter's `requires_grad` and `.grad`, and
+    every buffer is as it was. A recurrent layer on CUDA stays in train mode with its dropout off, because cuDNN has
+    no backward in evaluation mode.
+    """
+    modules = _modules(model)
+    modes = [(module, module.training) for module in modules]
+    parameters = {id(p): p for module in modules for p in module.parameters(recurse=False)}.values()
+    grads = [(p, p.requires_grad, p.grad) for p in parameters]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.detach().clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+    ]
+    dropouts = [
+        (module, module.dropout)
+        for module in modules
+        if isinstance(module, nn.RNNBase) and any(p.is_cuda for p in module.parameters())
+    ]
+    try:
+        for module in modules:
+            module.training = False
+        for module, _ in dropouts:
+            module.training, module.dropout = True, 0.0
+        for parameter, _, _ in grads:
+            parameter.requires_grad_(False)
+        with torch.inference_mode(False):
+            yield Borrowed(model, autocast)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for rnn, dropout in dropouts:
+            rnn.dropout = dropout
+        for parameter, required, grad in grads:
+            parameter.requires_grad_(required)
+            parameter.grad = grad
+        with torch.no_grad():
+            for module, name, buffer, content in buffers:
+                if buffer is not None and content is not None and not _same(buffer, content):
+                    buffer.copy_(content)
+                module._buffers[name] = buffer
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)

@@ -1,0 +1,80 @@
+"""Randomness keyed by (seed, sample index, draw): the same sample gets the same noise in any batch, order or world size.
+
+A counter-based generator: every number is a hash of its key and its position, so nothing is consumed and no global
+state is touched. The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
+_MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift_right(z, 30)) * _MIX1
+    z = (z ^ _shift_right(z, 27)) * _MIX2
+    return z ^ _shift_right(z, 31)
+
+
+class Noise:
+    """Random draws for the samples `indices` (N,) under `seed`; `draw` names each draw, as in ``("start", restart)``.
+
+    A draw's parts are strings, whole numbers, or (N,) whole-number tensors where it differs by sample.
+
+    >>> a = Noise(0, torch.tensor([7, 3])).uniform((2,), "start")
+    >>> b = Noise(0, torch.tensor([3])).uniform((2,), "start")
+    >>> bool((a[1] == b[0]).all())
+    True
+    """
+
+    def __init__(self, seed: int, indices: Tensor) -> None:
+        self.indices = indices.to("cpu", torch.int64)
+        self._key = _mix(self.indices * _GAMMA + _mix(torch.tensor(seed, dtype=torch.int64)))
+
+    def bits(self, shape: Sequence[int], *draw: str | int | Tensor) -> Tensor:
+        """(N, *shape) int64, all 64 bits random, on the CPU."""
+        key = self._key
+        for part in draw:
+            if isinstance(part, str):
+                part = zlib.crc32(part.encode())
+            key = _mix(key + _GAMMA + (part.cpu().long() if isinstance(part, Tensor) else part))
+        counter = torch.arange(1, math.prod(shape) + 1, dtype=torch.int64) * _GAMMA
+        return _mix(key[:, None] + counter).view(len(key), *shape)
+
+    def uniform(
+        self, shape: Sequence[int], *draw: str | int | Tensor, like: Tensor | None = None, low: float = 0.0, high: float = 1.0
+    ) -> Tensor:
+        """(N, *shape) uniform on (low, high); dtype and device of `like` (default float32 on the CPU)."""
+        # 24 bits, half a step away from both ends: exact in float32, and never 0 or 1 for the logarithms below
+        unit = (_shift_right(self.bits(shape, *draw), 40).to(torch.float32) + 0.5) * 2.0**-24
+        dtype = torch.float32 if like is None else like.dtype
+        unit = unit.to(torch.promote_types(dtype, torch.float32)).mul_(high - low).add_(low).to(dtype)
+        return unit if like is None else unit.to(like.device)
+
+    def sign(self, shape: Sequence[int], *draw: str | int | Tensor, like: Tensor | None = None) -> Tensor:
+        """(N, *shape) of -1 and +1 with equal probability."""
+        sign = (_shift_right(self.bits(shape, *draw), 63) * 2 - 1).to(torch.float32)
+        return sign if like is None else sign.to(like.device, like.dtype)
+
+    def normal(self, shape: Sequence[int], *draw: str | int | Tensor, like: Tensor | None = None) -> Tensor:
+        """(N, *shape) standard normal (Box-Muller, from 24-bit uniforms)."""
+        radius = self.uniform(shape, *draw, "radius").log_().mul_(-2).sqrt_()
+        angle = self.uniform(shape, *draw, "angle", high=2 * math.pi).cos_()
+        normal = radius.mul_(angle)
+        return normal if like is None else normal.to(like.device, like.dtype)
+
+    def below(self, high: int | Tensor, shape: Sequence[int], *draw: str | int | Tensor) -> Tensor:
+        """(N, *shape) int64, uniform on 0 … high − 1, on the CPU (`high` may be a tensor that broadcasts)."""
+        return _shift_right(self.bits(shape, *draw), 1) % high

@@ -1,0 +1,123 @@
+"""What a user puts round a model so that an attack sees one input tensor in, logits (B, C) out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Model = nn.Module | Callable[..., Any]
+Context = Mapping[str, Tensor]
+
+
+class _Wrapper(nn.Module):
+    """Holds a model; a plain callable is held without being registered."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def extra_repr(self) -> str:
+        return "" if isinstance(self.model, nn.Module) else f"model={self.model!r}"
+
+
+class Normalized(_Wrapper):
+    """`model((x − mean) / std)`, one mean and std for each channel (dimension 1), or one for all."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Model, mean: Sequence[float] | float, std: Sequence[float] | float) -> None:
+        super().__init__(model)
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float64).flatten(), persistent=False)
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float64).flatten(), persistent=False)
+        if not bool((self.std > 0).all()) or len(self.mean) != len(self.std):
+            raise ValueError(f"mean={mean!r}, std={std!r}: expected as many means as stds, every std above 0")
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(self.mean) not in (1, x.shape[1]):
+            raise ValueError(f"{len(self.mean)} means for inputs with {x.shape[1]} channels (shape {tuple(x.shape)})")
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        return self.model((x - self.mean.to(x).view(shape)) / self.std.to(x).view(shape), *args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Normalized:
+        # .half() and friends reach the model; mean and std stay exact and are cast to the input's dtype when used
+        mean, std = self.mean, self.std
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.mean, self.std = mean.to(self.mean.device), std.to(self.std.device)
+        return self
+
+
+class Output(_Wrapper):
+    """Picks the logits from what a model returns: a key of a mapping, an attribute, or a position in a tuple."""
+
+    def __init__(self, model: Model, key: str | int) -> None:
+        super().__init__(model)
+        self.key = key
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.model(*args, **kwargs)
+        if isinstance(out, Mapping):
+            if self.key not in out:
+                raise ValueError(f"output {self.key!r}: the model returned a dict with keys {sorted(map(str, out))}")
+            return out[self.key]
+        if isinstance(self.key, int):
+            return out[self.key]
+        if not hasattr(out, self.key):
+            raise ValueError(f"output {self.key!r}: the model returned {type(out).__name__} without that name")
+        return getattr(out, self.key)
+
+
+class AttackedInput(_Wrapper):
+    """A model of several inputs of which one is attacked; `x` is then a dict, or a tuple, of per-sample tensors."""
+
+    def __init__(self, model: Model, which: str | int) -> None:
+        super().__init__(model)
+        self.which = which
+
+    def split(self, x: Mapping[str, Tensor] | Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The attacked tensor, and the others by name (positions become ``"0"``, ``"1"``, …)."""
+        if isinstance(x, Tensor) or isinstance(x, Mapping) != isinstance(self.which, str):
+            kind = "a dict of tensors" if isinstance(self.which, str) else "a tuple of tensors"
+            raise TypeError(f"attacked_input(model, {self.which!r}) takes x as {kind}, not {type(x).__name__}")
+        parts = dict(x) if isinstance(x, Mapping) else {str(i): part for i, part in enumerate(x)}
+        name = str(self.which)
+        if name not in parts:
+            raise ValueError(f"attacked input {self.which!r}: the inputs given are {', '.join(parts)}")
+        return parts.pop(name), parts
+
+    def forward(self, x: Tensor, **context: Tensor) -> Any:
+        if isinstance(self.which, str):
+            return self.model(**{self.which: x}, **context)
+        return self.model(*[x if i == self.which else context[str(i)] for i in range(len(context) + 1)])
+
+
+def normalized(model: Model, mean: Sequence[float] | float, std: Sequence[float] | float) -> Normalized:
+    """The model with its input normalisation inside, so that attacks work in [0, 1] and eps is in pixel units.
+
+    mean, std: one for each channel, or one number for all. ValueError where their numbers differ or a std is not above 0.
+
+    >>> net = normalized(nn.Flatten(), mean=[0.5], std=[0.25])
+    >>> net(torch.ones(1, 1, 1, 2))
+    tensor([[2., 2.]])
+    """
+    return Normalized(model, mean, std)
+
+
+def output(model: Model, key: str | int) -> Output:
+    """The model with its logits picked from a returned dict (key), object (attribute) or tuple (position).
+
+    >>> output(lambda x: {"logits": x, "features": 2 * x}, "logits")(torch.ones(1, 2))
+    tensor([[1., 1.]])
+    """
+    return Output(model, key)
+
+
+def attacked_input(model: Model, which: str | int) -> AttackedInput:
+    """The model of several inputs, of which `which` is attacked: a name (x is then a dict) or a position (a tuple).
+
+    The other inputs have a leading batch dimension too; they stay as they are.
+    """
+    return AttackedInput(model, which)
