@@ -60,7 +60,7 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    """alpha-beta-CROWN's networks of 2 and 4 blocks, without BatchNorm, normalising inside: (B, 3, 32, 32) to (B, 10)."""
+    """alpha-beta-CROWN's networks of 2 and 4 blocks, normalising inside: (B, 3, 32, 32) to (B, 10)."""
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
@@ -194,9 +194,8 @@ def main(names: list[str]) -> None:
         torch.manual_seed(0)
         z = pgd(net, x, y, network.eps, network.eps / 8, 20)
         clean, robust = ((net(v).argmax(1) == y).float().mean() for v in (x, z))
-        print(
-            f"{network.name:20s} eps {network.eps:.4f}  clean {clean:.3f}  PGD-20 {robust:.3f}  loaded in {seconds:.1f} s"
-        )
+        accuracies = f"clean {clean:.3f}  PGD-20 {robust:.3f}"
+        print(f"{network.name:20s} eps {network.eps:.4f}  {accuracies}  loaded in {seconds:.1f} s")
 
 
 if __name__ == "__main__":
