@@ -54,7 +54,12 @@ def render(document: Document, picture: Picture) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters.update(
-        percent=words.percent, interval=words.interval, number=words.number, duration=words.duration, text=view.setting
+        percent=words.percent,
+        interval=words.interval,
+        number=words.number,
+        duration=words.duration,
+        moment=words.moment,
+        text=view.setting,
     )
     template = environment.from_string(_read("template.html.j2"))
     # the files are the package's own; whatever comes from the document goes through autoescape

@@ -45,7 +45,7 @@ def panels(original: Tensor, adversarial: Tensor, bounds: tuple[float, float]) -
         return [], f"No picture: samples of shape {tuple(original.shape)} are neither images nor signals."
     factor = px.amplification(original, adversarial, bounds)
     change = px.amplified(original, adversarial, factor, bounds)
-    titles = ("original", f"perturbation × {factor:g}", "adversarial")
+    titles = ("original", f"perturbation ×\u00a0{factor:g}", "adversarial")
     shown = [_panel(title, sample, kind, bounds) for title, sample in zip(titles, (original, change, adversarial))]
     notes = []
     if kind == "image":

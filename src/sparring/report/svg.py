@@ -1,4 +1,4 @@
-"""matplotlib figures as inline SVG that follows the page: its colours (light and dark), its fonts, and its strict CSP."""
+"""matplotlib figures as inline SVG that follows the page: its colours, its fonts, its strict CSP."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def _card(document: Document, entry: Mapping[str, Any], picture: Picture) -> Car
     original, adversarial = picture(int(entry["index"]))
     bounds = document["threat"].get("bounds")
     if bounds is None:
-        low, high = (float(getattr(min_max, "item")()) for min_max in (original.min(), original.max()))
+        low, high = (float(extreme) for extreme in (original.min(), original.max()))
         bounds = (low, high if high > low else low + 1.0)
     shown, note = panels(original, adversarial, (float(bounds[0]), float(bounds[1])))
     label = int(entry["label"])

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 Document = Mapping[str, Any]
+
+# strftime's names follow the reader's locale, and the report is written in English
+_MONTHS = (
+    "January", "February", "March", "April", "May", "June",
+    "July", "August", "September", "October", "November", "December",
+)  # fmt: skip
 
 
 def percent(share: float | None) -> str:
@@ -69,6 +76,20 @@ def duration(seconds: float | None) -> str:
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60)} s"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def moment(created: str) -> str:
+    """An ISO 8601 time as a person writes it; any other text stays as it is.
+
+    >>> moment("2026-11-21T10:12:33+00:00"), moment("yesterday")
+    ('21 November 2026, 10:12 UTC', 'yesterday')
+    """
+    try:
+        time = datetime.fromisoformat(created.replace("Z", "+00:00"))
+    except ValueError:
+        return created
+    zone = f" {time.tzname()}" if time.tzinfo else ""
+    return f"{time.day} {_MONTHS[time.month - 1]} {time.year}, {time:%H:%M}{zone}"
 
 
 def nouns(document: Document) -> tuple[str, str]:
@@ -145,7 +166,7 @@ def _is_number(text: str) -> bool:
 
 def cost(document: Document) -> str:
     """What the evaluation cost, in passes of one sample through the network."""
-    one, many = nouns(document)
+    one, _ = nouns(document)
     passes = document["passes"]
     forwards, backwards = int(passes["forwards"]), int(passes["backwards"])
     total = int(document["robust_accuracy"]["total"])
@@ -164,7 +185,6 @@ def halfway(document: Document) -> str:
     if len(curve) < 2 or not curve[0]["value"]:
         return ""
     half = curve[0]["value"] / 2
-    one, _ = nouns(document)
     for point in curve[1:]:
         if point["value"] <= half:
             reached = size(point["eps"], document["threat"])
