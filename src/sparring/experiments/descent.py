@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from sparring.experiments.record import Progress, check_settings, document, optimizer_class, write
+from sparring.attacks.optimizer import optimizer_class
+from sparring.experiments.record import Progress, check_settings, document, write
 from sparring.inspection import style
 
 MINIMUM, NEAR, LONGEST = 2.0, 0.01, 100
@@ -155,9 +156,7 @@ def run(
     return result
 
 
-def descend(
-    start: float, optimizer: type[torch.optim.Optimizer], *, name: str | None = None, **settings: Any
-) -> Trace:
+def descend(start: float, optimizer: type[torch.optim.Optimizer], *, name: str | None = None, **settings: Any) -> Trace:
     """The values seen on the way down, in float64; ends within 0.01 of the minimum or after 100 values."""
     x = torch.tensor(start, dtype=torch.float64, requires_grad=True)
     try:

@@ -1,4 +1,4 @@
-"""What every experiment shares: how results are written, and how an optimiser is looked up by name."""
+"""What every experiment shares: how its results are written, and the check of an optimiser's settings."""
 
 from __future__ import annotations
 
@@ -68,23 +68,6 @@ def write(result: Result, name: str, out: str | os.PathLike[str]) -> list[Path]:
     finally:
         partial.unlink(missing_ok=True)
     return [*written, target]
-
-
-def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    """The class in torch.optim of that name, whatever the case.
-
-    >>> optimizer_class("rmsprop").__name__
-    'RMSprop'
-    """
-    classes = {
-        key: value
-        for key, value in vars(torch.optim).items()
-        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
-    }
-    found = {key.lower(): value for key, value in classes.items()}.get(name.lower())
-    if found is None:
-        raise ValueError(f"optimizer={name!r}: expected a class of torch.optim, one of {', '.join(sorted(classes))}")
-    return found
 
 
 def check_settings(optimizer: type[torch.optim.Optimizer], settings: Mapping[str, Any]) -> None:

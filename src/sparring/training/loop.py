@@ -7,18 +7,28 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from sparring.attacks import Attack
-
 Progress = Callable[[str, float], None]
 Optimizer = Literal["adam", "sgd"]
 Schedule = Literal["constant", "cosine", "triangle"]
+
+
+class Crafted(Protocol):
+    @property
+    def x(self) -> Tensor: ...
+
+
+class Attack(Protocol):
+    """Any attack: `sparring.PGD(...)`, or another callable whose result has the examples x (B, *S)."""
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, /, *, indices: Tensor | None = None, seed: int = 0
+    ) -> Crafted: ...
 
 
 @dataclass(frozen=True)
@@ -103,10 +113,10 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     steps = math.ceil(len(x) / batch_size)
     history: list[Epoch] = []
-    with _seeded(seed, place), _train_mode(model):
+    with _seeded(seed, place), _train_mode(model), torch.enable_grad():
         for epoch in range(epochs):
             started, clean, adversarial = time.perf_counter(), _Tally(), _Tally()
-            for step, chosen in enumerate(torch.randperm(len(x), generator=generator).split(batch_size)):
+            for step, chosen in enumerate(torch.split(torch.randperm(len(x), generator=generator), batch_size)):
                 done = epoch * steps + step
                 for group in updater.param_groups:
                     group["lr"] = lr * _factor(schedule, done / (epochs * steps))
