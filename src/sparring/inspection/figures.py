@@ -63,15 +63,18 @@ def accuracy_curve(
     last = max(steps[-1], eps or 0.0)
     if eps is not None:
         axes.axvline(eps, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        label = eps_typed if eps_typed is not None and len(eps_typed) <= 24 else f"{eps:.4g}"
+        crowded = values[-1] > 0.8
         axes.annotate(
-            f"eps = {eps_typed or f'{eps:.4g}'}",
-            (eps, 1.0),
-            xytext=(-6 if eps > last / 2 else 6, -2),
+            f"eps = {label}",
+            (eps, 0.0 if crowded else 1.0),
+            xytext=(-6 if eps > last / 2 else 6, 6 if crowded else -2),
             textcoords="offset points",
             ha="right" if eps > last / 2 else "left",
-            va="top",
+            va="bottom" if crowded else "top",
             color=style.MUTED,
             fontsize=10,
+            parse_math=False,
         )
     axes.set_ylim(0, 1)
     axes.set_xlim(0 if steps[0] >= 0 else steps[0], last * 1.02 if last > 0 else 1.0)

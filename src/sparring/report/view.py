@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -84,8 +85,8 @@ def cards(document: Document, picture: Picture) -> list[Card]:
 
 
 def _size(entry: Mapping[str, Any]) -> float:
-    distance = entry.get("distance")
-    return float(entry["norm"] if distance is None else distance)
+    known = [entry[key] for key in ("distance", "norm") if entry.get(key) is not None]
+    return float(known[0]) if known else math.inf
 
 
 def _card(document: Document, entry: Mapping[str, Any], picture: Picture) -> Card:
@@ -110,7 +111,7 @@ def _card(document: Document, entry: Mapping[str, Any], picture: Picture) -> Car
         truth=truth,
         fooled_into=into,
         attack=str(entry["attack"]),
-        norm=words.size(entry["norm"], threat),
+        norm=words.size(entry.get("norm"), threat),
         distance=words.size(entry.get("distance"), threat),
         panels=shown,
         note=note,
