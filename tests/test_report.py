@@ -221,7 +221,8 @@ def test_edges_nothing_fooled_nothing_left_nothing_right_one_sample() -> None:
 
 def test_a_run_that_is_not_finished_says_so_before_the_verdict() -> None:
     changed = document(finished=False)
-    changed["data"]["samples"] = 10_000
+    changed["data"]["available"] = 60_000
+    changed["settings"] = {"max_samples": 10_000}
     text = Page(render(changed, picture)).text
     assert text.index("This run is not finished") < text.index("Of 1,000 images")
     assert "1,000 of 10,000 images have been through the attack" in text
@@ -249,6 +250,12 @@ def test_warnings_are_announced_on_the_first_screen() -> None:
 def test_the_threat_model_in_words(norm: str, eps: float, typed: str | None, says: str) -> None:
     changed = document(threat={"norm": norm, "eps": eps, "eps_typed": typed, "bounds": [0.0, 1.0]})
     assert says in Page(render(changed, picture)).text
+
+
+def test_a_mask_is_part_of_the_threat_model() -> None:
+    changed = document()
+    changed["threat"]["masked"] = True
+    assert "(0.03137), where the mask allows it, inside [0, 1]" in Page(render(changed, picture)).text
 
 
 def test_no_bounds_and_no_names_still_make_a_page() -> None:

@@ -72,13 +72,13 @@ def _context(document: Document, picture: Picture) -> dict[str, object]:
     one, many = words.nouns(document)
     rows = view.class_rows(document)
     attacks = document["attacks"]
-    total, planned = int(document["robust_accuracy"]["total"]), document["data"].get("samples")
+    total, planned = int(document["robust_accuracy"]["total"]), words.planned(document)
     return {
         "doc": document,
         "one": one,
         "many": many,
         "total": total,
-        "planned": int(planned) if planned is not None and int(planned) > total else None,
+        "planned": planned if planned is not None and planned > total else None,
         "verdict": words.verdict(document),
         "threat": words.threat(document),
         "cost": words.cost(document),

@@ -141,6 +141,7 @@ def facts(document: Document) -> list[tuple[str, list[tuple[str, str]]]]:
                 ("seed", document["seed"]),
                 (tool["name"], tool["version"]),
                 *environment.items(),
+                *(document.get("settings") or {}).items(),
             ],
         ),
         ("Threat model", [("norm", document["threat"]["norm"]), ("eps", _eps(document["threat"])),
@@ -152,7 +153,9 @@ def facts(document: Document) -> list[tuple[str, list[tuple[str, str]]]]:
                   ("SHA-256", data.get("sha256"))]),
         ("Passes", [(name, words.number(count)) for name, count in passes.items()]),
     ]  # fmt: skip
-    return [(title, [(str(k), setting(v)) for k, v in rows if v is not None]) for title, rows in groups]
+    return [
+        (title, [(str(k).replace("_", " "), setting(v)) for k, v in rows if v is not None]) for title, rows in groups
+    ]
 
 
 def _eps(threat: Mapping[str, Any]) -> str:

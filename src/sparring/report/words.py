@@ -152,6 +152,8 @@ def threat(document: Document) -> str:
         limit = f"The attacker may change at most {typed}{exact} {entry}s of each {one}, by any amount (L0)"
     else:
         limit = f"The attacker may change each {one} by at most {typed}{exact} in {norm}"
+    if given.get("masked"):
+        limit += ", where the mask allows it"
     bounds = given.get("bounds")
     return limit + (f", inside [{bounds[0]:g}, {bounds[1]:g}]." if bounds else ".")
 
@@ -177,6 +179,14 @@ def cost(document: Document) -> str:
         f"{rough(forwards + backwards)} passes of one {one} through the network{each} "
         f"({rough(forwards)} forward, {rough(backwards)} backward), in {duration(document.get('seconds'))}{where}."
     )
+
+
+def planned(document: Document) -> int | None:
+    """How many samples the whole run would take, where the document tells."""
+    data, settings = document["data"], document.get("settings") or {}
+    counts = [data.get("available"), settings.get("max_samples")]
+    known = [int(count) for count in counts if count is not None]
+    return min(known) if known else None
 
 
 def halfway(document: Document) -> str:
