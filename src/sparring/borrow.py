@@ -20,7 +20,8 @@ class Borrowed:
         self.forwards = self.backwards = 0
         self.classes: int | None = None
 
-    def _call(self, x: Tensor, context: Context) -> Tensor:
+    def call(self, x: Tensor, context: Context) -> Tensor:
+        """Checked logits (B, C), one counted forward a sample, with a graph where gradients are on."""
         cast = nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
         with cast:
             logits = self.model(x, **context)
@@ -32,7 +33,7 @@ class Borrowed:
     def look(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Logits (B, C) without a graph: one forward a sample."""
         with torch.no_grad():
-            return self._call(x, context or {}).detach()
+            return self.call(x, context or {}).detach()
 
     def probe(
         self, x: Tensor, objective: Callable[[Tensor], Tensor], context: Context | None = None
@@ -43,7 +44,7 @@ class Borrowed:
         """
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
-            logits = self._call(x, context or {})
+            logits = self.call(x, context or {})
             value = objective(logits)
             if not value.requires_grad:
                 raise ValueError(

@@ -1,0 +1,11 @@
+"""How robust is it? A cascade of attacks over streamed data, a verdict with intervals, and evidence to check again."""
+
+from sparring.evaluation.cascade import adaptive
+from sparring.evaluation.document import schema
+from sparring.evaluation.progress import Progress
+from sparring.evaluation.result import EvaluationResult, load_result
+from sparring.evaluation.run import evaluate
+from sparring.evaluation.statistics import Proportion
+from sparring.evaluation.warnings import Warning
+
+__all__ = ["EvaluationResult", "Progress", "Proportion", "Warning", "adaptive", "evaluate", "load_result", "schema"]

@@ -1,0 +1,82 @@
+"""Which attacks an evaluation runs, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparring.attacks import FGSM, IFGSM, MIFGSM, PGD, RFGSM, GradientAttack, OptimizerAttack
+from sparring.threat import Threat
+
+Attack = GradientAttack | Callable[..., Any]
+Attacks = str | Attack | Sequence[str | Attack]
+
+NAMED: dict[str, Callable[[Threat], GradientAttack]] = {
+    "fgsm": FGSM,
+    "rfgsm": RFGSM,
+    "ifgsm": IFGSM,
+    "mifgsm": MIFGSM,
+    "pgd": PGD,
+    "optimizer": OptimizerAttack,
+}
+
+
+def adaptive(threat: Threat) -> list[GradientAttack]:
+    """Cheap first, so that most samples fall early; then other objectives, because each fails on other models."""
+    return [
+        PGD(threat, steps=10, objective="margin", schedule="cosine"),
+        PGD(threat, steps=40, objective="cross-entropy"),
+        PGD(threat, steps=40, objective="dlr", schedule="cosine"),
+        PGD(threat, steps=40, objective="margin", targets="second", schedule="cosine"),
+    ]
+
+
+def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> list[Attack]:
+    """The list of attacks: our own let a sample go at its first success, and work under `threat`."""
+    if isinstance(attacks, str) and attacks == "adaptive":
+        chosen: list[Any] = list(adaptive(threat))
+    else:
+        chosen = [attacks] if isinstance(attacks, str) or callable(attacks) else list(attacks)
+    if not chosen:
+        raise ValueError("attacks is empty: expected 'adaptive', an attack, or a list of attacks")
+    resolved: list[Attack] = []
+    for attack in chosen:
+        if isinstance(attack, str):
+            name = attack.lower().replace("-", "").replace("_", "")
+            if name == "adaptive":
+                raise ValueError("'adaptive' is a whole list of attacks: give it alone")
+            if name not in NAMED:
+                raise ValueError(f"attack {attack!r}: expected 'adaptive', one of {', '.join(NAMED)}, or an attack")
+            attack = NAMED[name](threat)
+        elif isinstance(attack, type):
+            attack = attack(threat)
+        if isinstance(attack, GradientAttack):
+            _check_threat(attack, threat)
+            attack = replace(attack, stop_when_fooled=True, trace=False, autocast=attack.autocast or autocast)
+        elif not callable(attack):
+            raise TypeError(f"attack {attack!r}: expected an attack, its name, or a callable (model, x, y) → x")
+        resolved.append(attack)
+    return resolved
+
+
+def _check_threat(attack: GradientAttack, threat: Threat) -> None:
+    mine = attack.threat
+    same_eps = (
+        torch.equal(mine.eps, threat.eps)
+        if isinstance(mine.eps, Tensor) and isinstance(threat.eps, Tensor)
+        else not isinstance(mine.eps, Tensor) and not isinstance(threat.eps, Tensor) and mine.eps <= threat.eps
+    )
+    if mine.norm != threat.norm or mine.bounds != threat.bounds or not same_eps:
+        raise ValueError(f"{attack.name} attacks under {mine}, the evaluation is about {threat}: give both the same threat")
+
+
+def name_of(attack: Attack) -> str:
+    return attack.name if isinstance(attack, GradientAttack) else getattr(attack, "__name__", type(attack).__name__)
+
+
+def settings_of(attack: Attack) -> dict[str, Any]:
+    return attack.settings() if isinstance(attack, GradientAttack) else {"callable": repr(attack).split(" at 0x")[0]}

@@ -1,0 +1,202 @@
+"""The result document: everything `result.json` says, in one dict."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import platform
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import sparring
+from sparring.evaluation.cascade import Attack, name_of, settings_of
+from sparring.evaluation.records import DONE, Records
+from sparring.evaluation.statistics import Proportion
+from sparring.evaluation.warnings import count_in_flight, judge
+from sparring.threat import Threat
+from sparring.wrappers import Model
+
+if TYPE_CHECKING:
+    from sparring.evaluation.run import _Run
+
+SCHEMA_VERSION = 1
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema that every `result.json` of this version obeys."""
+    import json
+
+    text = resources.files("sparring.evaluation").joinpath("result.schema.json").read_text("utf-8")
+    return dict(json.loads(text))
+
+
+def describe_model(model: Model, info: dict[str, Any] | None) -> dict[str, Any]:
+    """Name, number of parameters, and a hash of every weight and buffer (None for a plain callable)."""
+    about: dict[str, Any] = {"name": getattr(model, "__name__", type(model).__name__), "sha256": None, "parameters": None, "spec": None}
+    if isinstance(model, nn.Module):
+        hasher = hashlib.sha256()
+        for name, tensor in model.state_dict().items():
+            if isinstance(tensor, Tensor):
+                hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        about["sha256"] = hasher.hexdigest()
+        about["parameters"] = sum(p.numel() for p in model.parameters())
+    return about | (info or {})
+
+
+def describe_threat(threat: Threat) -> dict[str, Any]:
+    eps = threat.eps
+    return {
+        "norm": threat.norm,
+        "eps": float(eps.max()) if isinstance(eps, Tensor) and len(eps) else float(eps) if not isinstance(eps, Tensor) else 0.0,
+        "eps_typed": threat.typed,
+        "bounds": None if threat.bounds is None else list(threat.bounds),
+        "masked": threat.mask is not None,
+    }
+
+
+def fingerprint(
+    model: dict[str, Any], threat: Threat, attacks: list[Attack], seed: int, max_samples: int | None
+) -> dict[str, Any]:
+    """What must be the same for an evaluation to go on where an earlier one was."""
+    about = describe_threat(threat)
+    about |= {name: _hash(part) for name, part in (("eps_values", threat.eps), ("mask", threat.mask)) if isinstance(part, Tensor)}
+    return {
+        "model": model["sha256"] or model["name"],
+        "threat": about,
+        "attacks": [{"name": name_of(attack), "settings": settings_of(attack)} for attack in attacks],
+        "seed": seed,
+        "max_samples": max_samples,
+    }
+
+
+def _hash(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def describe(
+    *,
+    run: _Run,
+    model: dict[str, Any],
+    threat: Threat,
+    seed: int,
+    data: Any,
+    data_info: dict[str, Any] | None,
+    class_names: list[str] | None,
+    gallery: list[dict[str, Any]],
+    identity: dict[str, Any],
+) -> dict[str, Any]:
+    """The document of a run whose records are sorted."""
+    records, table = run.records, run.records.table
+    total, right, robust = len(table), int(table["correct"].sum()), int(table["robust"].sum())
+    classes = run.model.classes or 0
+    dataset = getattr(data, "dataset", data)
+    names = class_names or getattr(dataset, "classes", None)
+    about_data = {
+        "name": getattr(dataset, "name", None) or type(dataset).__name__,
+        "sha256": records.data_sha256(),
+        "samples": total,
+        "available": run.source.available,
+        "shape": run.shape,
+        "classes": classes,
+        "class_names": list(names) if names is not None else None,
+        "spec": getattr(dataset, "spec", None),
+    }
+    first = next(run.model.model.parameters(), None) if isinstance(run.model.model, nn.Module) else None
+    device = run.device or (torch.device("cpu") if first is None else first.device)
+    shown = 2 * len(gallery)
+    stage_passes = table["passes"].sum(axis=0, dtype=np.int64)
+    forwards = int(table["forwards"].sum())
+    warnings = judge(
+        records,
+        run.observed,
+        classes=classes or 2,
+        in_flight=count_in_flight(records, DONE),
+        unconfirmed=run.unconfirmed,
+    )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "finished": run.finished,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(run.seconds, 3),
+        "seed": seed,
+        "tool": {"name": "sparring", "version": sparring.__version__},
+        "environment": {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": str(device),
+            "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+        "settings": {"batch_size": run.batch_size, "time_limit": run.time_limit, "max_samples": run.source.limit},
+        "threat": describe_threat(threat),
+        "model": model,
+        "data": about_data | (data_info or {}),
+        "clean_accuracy": Proportion(right, total).to_dict(),
+        "robust_accuracy": Proportion(robust, total).to_dict(),
+        "attacks": _attacks(run, stage_passes),
+        "passes": {
+            "forwards": forwards + shown,
+            "backwards": int(table["backwards"].sum()),
+            "clean": total,
+            "distance": forwards - total - int(stage_passes[:, 0].sum()),
+            "gallery": shown,
+        },
+        "per_class": _per_class(records, about_data["class_names"]),
+        "curve": _curve(records, float(describe_threat(threat)["eps"])),
+        "gallery": gallery,
+        "warnings": [{"code": warning.code, "message": warning.message} for warning in warnings],
+        "identity": identity,
+        "files": {},
+    }
+
+
+def _attacks(run: _Run, passes: Any) -> list[dict[str, Any]]:
+    table, rows = run.records.table, []
+    standing = int(table["correct"].sum())
+    for i, stage in enumerate(run.stages):
+        fallen = int((table["attack"] == i).sum())
+        rows.append(
+            {
+                "name": stage.name,
+                "settings": stage.settings,
+                "attacked": int((table["passes"][:, i, 0] > 0).sum()),
+                "fooled": fallen,
+                "robust_accuracy": Proportion(standing - fallen, len(table)).to_dict(),
+                "forwards": int(passes[i, 0]),
+                "backwards": int(passes[i, 1]),
+                "seconds": round(stage.seconds, 3),
+            }
+        )
+        standing -= fallen
+    return rows
+
+
+def _per_class(records: Records, names: list[str] | None) -> list[dict[str, Any]]:
+    table, rows = records.table, []
+    for label in np.unique(table["label"]).tolist():
+        mine = table[table["label"] == label]
+        name = names[label] if names is not None and label < len(names) else None
+        counts = {"samples": len(mine), "correct": int(mine["correct"].sum()), "robust": int(mine["robust"].sum())}
+        rows.append({"label": label, "name": name, **counts})
+    return rows
+
+
+def _curve(records: Records, eps: float, points: int = 21) -> list[dict[str, Any]]:
+    """Accuracy against eps: at each eps, the share of samples with no example at that distance or nearer."""
+    table = records.table
+    distance = np.where(np.isnan(table["distance"]), np.inf, table["distance"])
+    if not np.isfinite(eps):
+        eps = float(distance[np.isfinite(distance)].max(initial=0.0))
+    rows = []
+    for at in np.linspace(0.0, eps, points):
+        # an example found at eps may sit there but for rounding
+        standing = table["correct"] & (distance > at * (1 + 1e-6))
+        share = Proportion(int((table["robust"] if at == eps else standing).sum()), len(table))
+        rows.append({"eps": float(at), "value": share.value, "low": share.low, "high": share.high})
+    return rows

@@ -1,0 +1,91 @@
+"""How far an evaluation is, for a bar in the terminal or anybody's callback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from sparring.evaluation.statistics import Proportion
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many samples are done, of how many (None: nobody knows), and what is known so far.
+
+    met: samples that the model has looked at; correct and fooled are among those, so the running robust accuracy is an
+    upper bound that falls (samples that fall are done sooner than those that stand: among the done it would mislead).
+    resumed: done by an earlier start. seconds_left: None until it can be told.
+    """
+
+    done: int
+    total: int | None
+    met: int
+    correct: int
+    fooled: int
+    forwards: int
+    backwards: int
+    seconds: float
+    resumed: int = 0
+
+    @property
+    def clean_accuracy(self) -> Proportion:
+        return Proportion(self.correct, self.met)
+
+    @property
+    def robust_accuracy(self) -> Proportion:
+        return Proportion(self.correct - self.fooled, self.met)
+
+    @property
+    def samples_per_second(self) -> float:
+        return (self.done - self.resumed) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        rate = self.samples_per_second
+        return None if self.total is None or rate == 0 else (self.total - self.done) / rate
+
+
+class Bar:
+    """A rich progress bar on standard error; plain lines, one every ten seconds, where there is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress as RichProgress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(file=sys.stderr)
+        self._last, self._shown = 0.0, 0
+        self._bar: RichProgress | None = None
+        if self.console.is_terminal:
+            columns = ("{task.description}", BarColumn(), "{task.completed}/{task.total}")
+            text = TextColumn("clean {task.fields[clean]}  robust ≤ {task.fields[robust]}  {task.fields[rate]}/s")
+            self._bar = RichProgress(*columns, text, TimeRemainingColumn(), console=self.console)
+            self._task = self._bar.add_task("evaluating", total=None, clean="–", robust="–", rate="–")
+
+    def __enter__(self) -> Callable[[Progress], None]:
+        if self._bar is not None:
+            self._bar.start()
+        return self._show
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _show(self, now: Progress) -> None:
+        fields: dict[str, Any] = {
+            "clean": f"{now.clean_accuracy.value:.1%}" if now.met else "–",
+            "robust": f"{now.robust_accuracy.value:.1%}" if now.met else "–",
+            "rate": f"{now.samples_per_second:.1f}",
+        }
+        if self._bar is not None:
+            self._bar.update(self._task, completed=now.done, total=now.total, **fields)
+        elif now.seconds - self._last >= 10 or (now.done == now.total and now.done > self._shown):
+            self._last, self._shown = now.seconds, now.done
+            left = "" if now.seconds_left is None else f", {now.seconds_left:.0f} s left"
+            self.console.print(
+                f"{now.done}/{now.total or '?'} samples, clean {fields['clean']}, robust ≤ {fields['robust']}, "
+                f"{fields['rate']} samples/s{left}",
+                highlight=False,
+            )

@@ -1,0 +1,102 @@
+"""What is known of each sample: a table of a few dozen bytes a row, so that memory does not grow with the images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PENDING, STARTED, DONE = 0, 1, 2
+
+# passes: forwards and backwards of each attack of the cascade. state: PENDING, STARTED (in flight) or DONE. attack: the position of the attack that fooled the sample, or −1.
+# prediction and confidence: at the adversarial example. part, row: where that example is kept.
+COLUMNS = [
+        ("index", "i8"), ("digest", "i8"), ("label", "i4"), ("state", "i1"), ("correct", "?"), ("robust", "?"),
+        ("clean_prediction", "i4"), ("clean_confidence", "f4"), ("attack", "i2"), ("prediction", "i4"),
+        ("confidence", "f4"), ("norm", "f8"), ("distance", "f8"), ("zero", "i4"), ("broken", "i4"),
+        ("forwards", "i8"), ("backwards", "i8"), ("part", "i4"), ("row", "i4"),
+]  # fmt: skip
+_KEPT_INSIDE = ("state", "part", "row", "passes")
+
+
+class Records:
+    """Rows in the order in which samples were met; `place[index]` finds one."""
+
+    def __init__(self, attacks: int, room: int = 1024) -> None:
+        self._table = np.zeros(room, np.dtype([*COLUMNS, ("passes", "i4", (attacks, 2))]))
+        self._count = 0
+        self._place: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def table(self) -> np.ndarray[Any, Any]:
+        """The filled rows; writing to them writes the records."""
+        return self._table[: self._count]
+
+    def place(self, index: int) -> int | None:
+        return self._place.get(index)
+
+    def add(self, index: int) -> int:
+        """A new row for this sample; its place."""
+        if self._count == len(self._table):
+            self._table = np.concatenate([self._table, np.zeros(len(self._table), self._table.dtype)])
+        place = self._count
+        self._count += 1
+        self._place[index] = place
+        row = self._table[place]
+        row["index"], row["attack"], row["part"] = index, -1, -1
+        row["prediction"], row["norm"], row["distance"], row["confidence"] = -1, np.nan, np.nan, np.nan
+        return place
+
+    def sort(self) -> None:
+        """Put the rows in the order of the samples' numbers."""
+        order = np.argsort(self.table["index"], kind="stable")
+        self._table = self.table[order]
+        self._place = {int(index): i for i, index in enumerate(self._table["index"])}
+
+    def column(self, name: str) -> Tensor:
+        return torch.from_numpy(self.table[name].copy())
+
+    def data_sha256(self) -> str:
+        """Of the samples' fingerprints, in the order of their numbers."""
+        order = np.argsort(self.table["index"], kind="stable")
+        return hashlib.sha256(self.table["digest"][order].astype("<i8").tobytes()).hexdigest()
+
+    def lines(self, places: Iterator[int] | None = None, inside: bool = False) -> Iterator[str]:
+        """One JSON object a row; `inside` adds what only a resumed run needs."""
+        for place in range(self._count) if places is None else places:
+            yield json.dumps(to_json(self._table[place], inside)) + "\n"
+
+    def take(self, line: str) -> None:
+        """A row back from its line."""
+        values = json.loads(line)
+        place = self.add(values["index"])
+        for name in self._table.dtype.names or ():
+            value = values.get(name)
+            if name == "digest" and value is not None:
+                value = int(value, 16)
+            if value is not None:
+                self._table[place][name] = value
+        if "state" not in values:
+            self._table[place]["state"] = DONE if values.get("finished", True) else STARTED
+
+
+def to_json(row: Any, inside: bool = False) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name in row.dtype.names:
+        if name in _KEPT_INSIDE and not inside:
+            continue
+        value = row[name].tolist()
+        if isinstance(value, float) and np.isnan(value):
+            value = None
+        values[name] = f"{value:016x}" if name == "digest" else value
+    if row["state"] != DONE:
+        values["finished"] = False
+    return values

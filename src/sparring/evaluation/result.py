@@ -1,0 +1,183 @@
+"""`EvaluationResult`: the verdict, the evidence for it, and the folder that holds both."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparring.evaluation.document import SCHEMA_VERSION
+from sparring.evaluation.records import DONE, Records
+from sparring.evaluation.statistics import Proportion
+from sparring.evaluation.store import Example, Store, check_fingerprint, read_examples, replacing, sha256
+from sparring.evaluation.warnings import Warning
+
+
+class EvaluationResult:
+    """What `evaluate` found.
+
+    clean_accuracy, robust_accuracy: each with `.value`, `.low`, `.high` (95% Wilson interval). The robust accuracy is an upper
+    bound: the samples that these attacks left standing.
+    robust, correct: (N,) bool, one per sample, in the order of their numbers `index` (N,).
+    examples: iterates over (index, original, adversarial) of the fooled samples, reading from disk.
+    attacks: one dict an attack. warnings: each with `.code` and `.message`. document: all that `result.json` holds.
+    """
+
+    def __init__(self, document: dict[str, Any], store: Store | None, scratch: Any = None, *, folder: Path | None = None) -> None:
+        self.document = document
+        self._store, self._scratch, self.folder = store, scratch, folder  # the scratch folder lives as long as this
+        self._records = store.records if store is not None else _read_records(folder or Path())
+
+    def _proportion(self, name: str) -> Proportion:
+        return Proportion(self.document[name]["count"], self.document[name]["total"])
+
+    @property
+    def clean_accuracy(self) -> Proportion:
+        return self._proportion("clean_accuracy")
+
+    @property
+    def robust_accuracy(self) -> Proportion:
+        return self._proportion("robust_accuracy")
+
+    @property
+    def index(self) -> Tensor:
+        return self._records.column("index")
+
+    @property
+    def correct(self) -> Tensor:
+        return self._records.column("correct")
+
+    @property
+    def robust(self) -> Tensor:
+        return self._records.column("robust")
+
+    @property
+    def distance(self) -> Tensor:
+        """(N,) float64, the smallest norm found that fools; inf where none was, 0 where the model is wrong anyway."""
+        distance = self._records.column("distance").nan_to_num(torch.inf)
+        return torch.where(self.correct, distance, 0.0)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.document["finished"])
+
+    @property
+    def forwards(self) -> int:
+        return int(self.document["passes"]["forwards"])
+
+    @property
+    def backwards(self) -> int:
+        return int(self.document["passes"]["backwards"])
+
+    @property
+    def attacks(self) -> list[dict[str, Any]]:
+        return list(self.document["attacks"])
+
+    @property
+    def warnings(self) -> list[Warning]:
+        return [Warning(**warning) for warning in self.document["warnings"]]
+
+    @property
+    def examples(self) -> Iterator[Example]:
+        if self._store is not None:
+            return self._store.examples(self._store.fooled())
+        assert self.folder is not None
+        return (example for path in _shards(self.folder) for example in read_examples(path))
+
+    def samples(self) -> Iterator[dict[str, Any]]:
+        """What is known of each sample, as in `samples.jsonl`."""
+        return (json.loads(line) for line in self._records.lines())
+
+    def __repr__(self) -> str:
+        return (
+            f"EvaluationResult(clean {self.clean_accuracy}, robust at most {self.robust_accuracy}, "
+            f"{self.forwards} forwards, {self.backwards} backwards, {len(self.warnings)} warnings)"
+        )
+
+    def picture(self, index: int) -> tuple[Tensor, Tensor]:
+        """(original, adversarial) of one fooled sample. KeyError where that sample was not fooled."""
+        if self._store is not None:
+            place = self._records.place(index)
+            if place is not None and self._records.table[place]["part"] >= 0:
+                return next(iter(self._store.examples([place])))[1:]
+        for number, original, adversarial in self.examples if self._store is None else ():
+            if number == index:
+                return original, adversarial
+        raise KeyError(f"sample {index} was not fooled: there is no example of it")
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `result.json`, `samples.jsonl`, `adversarial-*.safetensors` and `report.html` into the folder; its path.
+
+        Every file is written whole or not at all, `result.json`, with the hashes of the others, last.
+        """
+        from sparring import report
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").unlink(missing_ok=True)
+        if self._store is not None:
+            names = self._store.write_tidy(folder)
+        else:
+            assert self.folder is not None
+            names = ["samples.jsonl", *(path.name for path in _shards(self.folder))]
+            if folder.resolve() != self.folder.resolve():
+                for name in names:
+                    shutil.copyfile(self.folder / name, folder / name)
+        document = self.document | {"files": {name: sha256(folder / name) for name in names}}
+        with replacing(folder / "report.html") as file:
+            file.write(report.render(document, self.picture))
+        with replacing(folder / "result.json") as file:
+            json.dump(document, file, indent=1)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> EvaluationResult:
+        """The result in a folder. FileNotFoundError or ValueError, in one line, where there is none or half of one."""
+        folder = Path(folder)
+        path = folder / "result.json"
+        if not path.exists():
+            if (folder / ".parts").exists():
+                raise ValueError(f"{folder} holds an unfinished evaluation: run it again with the same out to go on")
+            raise FileNotFoundError(f"{folder} holds no result.json: expected the folder of an evaluation")
+        try:
+            document = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not readable JSON ({error})") from None
+        if document.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"{path}: schema version {document.get('schema_version')!r}, this sparring reads {SCHEMA_VERSION}")
+        return cls(document, None, folder=folder)
+
+    @classmethod
+    def load_matching(cls, folder: Path, identity: dict[str, Any]) -> EvaluationResult | None:
+        """The finished result in `folder`; None where it is unfinished. ValueError where it is of another evaluation."""
+        earlier = cls.load(folder)
+        check_fingerprint(earlier.document["identity"], identity, folder)
+        return earlier if earlier.finished else None
+
+
+def load_result(folder: str | Path) -> EvaluationResult:
+    """The result that `EvaluationResult.save` (or `evaluate(..., out=folder)`) has written."""
+    return EvaluationResult.load(folder)
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("adversarial-*.safetensors"))
+
+
+def _read_records(folder: Path) -> Records:
+    path, records = folder / "samples.jsonl", Records(0)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: the result in {folder} is not whole")
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                records.take(line)
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
+                raise ValueError(f"{path}, line {number}: not a sample's record ({error})") from None
+    records.table["state"][records.table["state"] == 0] = DONE
+    return records

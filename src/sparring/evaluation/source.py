@@ -1,0 +1,158 @@
+"""Where samples come from: a Dataset, a DataLoader or a pair of tensors becomes numbered batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
+
+from sparring.noise import Noise
+
+
+@dataclass
+class Batch:
+    """index (n,) int64: position in the data set. x: a tensor, or a dict or tuple of them; y (n,)."""
+
+    index: Tensor
+    x: Any
+    y: Tensor
+
+
+class Source:
+    """Numbered batches, in the data's order. total: how many samples there will be, or None where nobody knows."""
+
+    def __init__(self, data: Any, batch_size: int, max_samples: int | None, seed: int) -> None:
+        """max_samples: a random part of that size (chosen by `seed`) of a data set with a length; the first ones else.
+
+        A shuffled DataLoader is read in its data set's order, so that sample numbers mean the same at every run.
+        """
+        self.batch_size, self.limit = batch_size, max_samples
+        self.chosen: Tensor | None = None
+        self.loader, length = self._loader(data)
+        self.available = length
+        if length == 0:
+            raise ValueError("the data set is empty: there is nothing to evaluate")
+        self.total = length if max_samples is None or length is None else min(length, max_samples)
+        if length is not None and self.total is not None and self.total < length:
+            order = Noise(seed, torch.arange(length)).uniform((1,), "subset").squeeze(1).argsort()
+            self.chosen = order[: self.total].sort().values
+            self.loader, _ = self._loader(data)
+
+    def _loader(self, data: Any) -> tuple[Any, int | None]:
+        if isinstance(data, DataLoader):
+            plain = isinstance(data.sampler, (SequentialSampler, RandomSampler)) and data.batch_sampler is not None
+            whole = plain and len(data.sampler) == len(data.dataset)  # type: ignore[arg-type]
+            if isinstance(data.dataset, IterableDataset) or not whole:
+                return data, None
+            return self._load(data.dataset, data), len(data.dataset)  # type: ignore[arg-type]
+        if isinstance(data, (tuple, list)):
+            if len(data) != 2:
+                raise TypeError(f"data is a {type(data).__name__} of {len(data)}: expected the pair (x, y)")
+            dataset: Any = _Pair(data[0], torch.as_tensor(data[1]))
+            return self._load(dataset), len(dataset)
+        if isinstance(data, IterableDataset):
+            return self._load(data), None
+        if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+            return self._load(data), len(data)
+        raise TypeError(f"data is {type(data).__name__}: expected a Dataset, a DataLoader or a pair of tensors (x, y)")
+
+    def _load(self, dataset: Any, like: DataLoader[Any] | None = None) -> DataLoader[Any]:
+        if self.chosen is not None:
+            dataset = Subset(dataset, self.chosen.tolist())
+        # a generator of its own: a DataLoader without one draws from the global random state
+        settings: dict[str, Any] = {"generator": torch.Generator()}
+        if like is not None:
+            settings |= {"collate_fn": like.collate_fn, "num_workers": like.num_workers, "pin_memory": like.pin_memory}
+            settings |= {"worker_init_fn": like.worker_init_fn}
+        base = dataset.dataset if isinstance(dataset, Subset) else dataset
+        if isinstance(base, _Pair):  # sliced as a whole: no collation sample by sample
+            settings["collate_fn"] = base.collate
+            dataset = _Numbers(len(dataset) if self.chosen is None else self.chosen)
+        return DataLoader(dataset, batch_size=self.batch_size, **settings)
+
+    def __iter__(self) -> Iterator[Batch]:
+        seen = 0
+        for item in self.loader:
+            if not (isinstance(item, (tuple, list)) and len(item) == 2):
+                kind = f"a {type(item).__name__}" + (f" of {len(item)}" if isinstance(item, (tuple, list, dict)) else "")
+                raise TypeError(f"the data yields {kind}: expected pairs (x, y)")
+            x, y = item
+            y = torch.as_tensor(y)
+            count = len(y) if y.ndim else 0
+            if self.chosen is not None:
+                index = self.chosen[seen : seen + count]
+            else:
+                index = torch.arange(seen, seen + count)
+            if self.limit is not None and seen + count > self.limit:
+                keep = self.limit - seen
+                x, y, index = _first(x, keep), y[:keep], index[:keep]
+            seen += len(index)
+            if len(index):
+                yield Batch(index, x, y)
+            if self.limit is not None and seen >= self.limit:
+                break
+        if not seen:
+            raise ValueError("the data set is empty: there is nothing to evaluate")
+
+
+class _Pair(Dataset[Any]):
+    """A pair (x, y) held in memory; x may be a dict or tuple of tensors."""
+
+    def __init__(self, x: Any, y: Tensor) -> None:
+        self.x, self.y = x, y
+        for part in x.values() if isinstance(x, dict) else x if isinstance(x, (tuple, list)) else [x]:
+            if not isinstance(part, Tensor):
+                raise TypeError(f"data's x is {type(part).__name__}: expected a tensor (N, ...)")
+            if len(part) != len(y):
+                raise ValueError(f"data has {len(part)} inputs and {len(y)} labels")
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, i: int) -> Any:
+        return _pick(self.x, torch.tensor(i)), self.y[i]
+
+    def collate(self, numbers: list[int]) -> tuple[Any, Tensor]:
+        rows = torch.tensor(numbers)
+        return _pick(self.x, rows), self.y[rows]
+
+
+class _Numbers(Dataset[int]):
+    def __init__(self, numbers: int | Tensor) -> None:
+        self.numbers = torch.arange(numbers) if isinstance(numbers, int) else numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: int) -> int:
+        return int(self.numbers[i])
+
+
+def _pick(x: Any, rows: Tensor) -> Any:
+    if isinstance(x, dict):
+        return {name: part[rows] for name, part in x.items()}
+    return type(x)(part[rows] for part in x) if isinstance(x, (tuple, list)) else x[rows]
+
+
+def _first(x: Any, count: int) -> Any:
+    return _pick(x, torch.arange(count))
+
+
+def digest(x: Any, y: Tensor) -> list[int]:
+    """A 63-bit fingerprint of each sample: BLAKE2b of its bytes and its label."""
+    parts = list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, (tuple, list)) else [x]
+    arrays = [part.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy() for part in parts]
+    labels = y.detach().cpu().long().numpy()
+    out = []
+    for i, label in enumerate(labels):
+        hasher = hashlib.blake2b(digest_size=8)
+        for array in arrays:
+            hasher.update(array[i].tobytes())
+        hasher.update(int(label).to_bytes(8, "little", signed=True))
+        out.append(int.from_bytes(hasher.digest(), "little") >> 1)
+    return out

@@ -1,0 +1,203 @@
+"""One attack of the cascade as a station that samples stream through: they queue, are attacked in full batches, leave."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sparring.attacks import Adversarial, GradientAttack
+from sparring.attacks.inputs import with_logits
+from sparring.borrow import Borrowed
+from sparring.evaluation.cascade import Attack, name_of, settings_of
+from sparring.objective import fooled, kl, predict, resolve
+from sparring.rows import Rows
+from sparring.threat import per_sample
+
+
+class Stage(Protocol):
+    name: str
+    settings: dict[str, Any]
+    seconds: float
+
+    @property
+    def ready(self) -> int:
+        """How many samples it could work on now."""
+
+    @property
+    def busy(self) -> bool: ...
+
+    def feed(self, rows: Rows) -> None: ...
+
+    def step(self) -> Rows | None:
+        """Some work; the samples that left, with `best`, `fooled`, and the passes that they cost."""
+
+    def under_way(self) -> list[Rows]:
+        """The samples that have begun and not left."""
+
+
+def fresh(rows: Rows) -> Rows:
+    """These samples as they came in, with no attack's state."""
+    return Rows(
+        rows.ticket, rows.index, rows.original, rows.y, rows.threat, context=rows.context, reference=rows.reference
+    )
+
+
+def make_stage(attack: Attack, model: Borrowed, capacity: int, seed: int) -> Stage:
+    cls = GradientStage if isinstance(attack, GradientAttack) else CallStage
+    return cls(attack, model, capacity, seed)  # type: ignore[arg-type]
+
+
+class GradientStage:
+    """An attack of ours, run by its pool: fooled samples leave at every step and the queue refills their places."""
+
+    def __init__(self, attack: GradientAttack, model: Borrowed, capacity: int, seed: int) -> None:
+        self.attack, self.model, self.capacity, self.seed = attack, model, capacity, seed
+        self.pool = attack.pool(model, seed=seed, capacity=capacity, stop_when_fooled=True, goal=False)
+        self.name, self.settings, self.seconds = attack.name, attack.settings(), 0.0
+        self.queue: Rows | None = None
+
+    @property
+    def _queued(self) -> int:
+        return 0 if self.queue is None else len(self.queue)
+
+    @property
+    def ready(self) -> int:
+        return self._queued + self.capacity - self.pool.room
+
+    @property
+    def busy(self) -> bool:
+        return self._queued + len(self.pool) > 0
+
+    def feed(self, rows: Rows) -> None:
+        rows = fresh(rows)
+        assert rows.reference is not None
+        needs = resolve(self.attack.objective) is kl
+        rows = with_logits(rows, rows.reference, targets=self.attack.targets, seed=self.seed, needs_reference=needs)
+        self.queue = rows if self.queue is None else self.queue + rows
+
+    def step(self) -> Rows | None:
+        start = time.perf_counter()
+        # joining copies the pool, so wait until a quarter of it is free (or nobody else will come)
+        if self.queue is not None and self.pool.room >= max(1, self.capacity // 4):
+            count = min(self.pool.room, len(self.queue))
+            order = torch.arange(len(self.queue))
+            joining, rest = self.queue[order[:count]], self.queue[order[count:]]
+            self.queue = rest if len(rest) else None
+            self.pool.add(joining)
+        autocast, self.model.autocast = self.model.autocast, self.attack.autocast
+        try:
+            done = self.pool.step()
+        finally:
+            self.model.autocast = autocast
+        self.seconds += time.perf_counter() - start
+        return done
+
+    def under_way(self) -> list[Rows]:
+        return [rows for rows in (self.pool.active, self.pool.parked) if rows is not None]
+
+
+class CallStage:
+    """Anybody's attack: a callable (model, x, y) that returns the adversarial inputs, or an `Adversarial`.
+
+    What it claims is not believed: the example is projected onto the set and the model asked again.
+    """
+
+    def __init__(self, attack: Any, model: Borrowed, capacity: int, seed: int) -> None:
+        self.attack, self.model, self.capacity, self.seed = attack, model, capacity, seed
+        self.name, self.settings, self.seconds = name_of(attack), settings_of(attack), 0.0
+        self.queue: Rows | None = None
+
+    @property
+    def ready(self) -> int:
+        return 0 if self.queue is None else len(self.queue)
+
+    @property
+    def busy(self) -> bool:
+        return self.ready > 0
+
+    def feed(self, rows: Rows) -> None:
+        rows = fresh(rows)
+        self.queue = rows if self.queue is None else self.queue + rows
+
+    def step(self) -> Rows | None:
+        start = time.perf_counter()
+        assert self.queue is not None
+        order = torch.arange(len(self.queue))
+        rows, rest = self.queue[order[: self.capacity]], self.queue[order[self.capacity :]]
+        self.queue = rest if len(rest) else None
+        counted = _Counting(self.model, rows.context)
+        found = self.attack(counted, rows.original, rows.y)
+        x = found.x if isinstance(found, Adversarial) else found
+        if not isinstance(x, Tensor) or x.shape != rows.original.shape:
+            kind = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"attack {self.name} returned {kind}: expected {tuple(rows.original.shape)} like x")
+        rows.best = rows.threat.project(rows.original, x.detach())
+        logits = self.model.look(rows.best, rows.context)
+        rows.prediction = predict(logits)
+        rows.fooled = fooled(rows.prediction, rows.y)
+        forwards, backwards = counted.forwards + len(rows), counted.backwards
+        rows.forwards, rows.backwards = _share(forwards, len(rows)), _share(backwards, len(rows))
+        rows.zero = rows.broken = torch.zeros(len(rows), dtype=torch.int64)
+        self.seconds += time.perf_counter() - start
+        return rows
+
+    def under_way(self) -> list[Rows]:
+        return []
+
+
+class _Counting:
+    """The borrowed model as a foreign attack sees it: a callable on x that counts its forwards and backwards."""
+
+    def __init__(self, model: Borrowed, context: dict[str, Tensor]) -> None:
+        self.model, self.context, self.forwards, self.backwards = model, context, 0, 0
+        self.training = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.context and len(x) != len(next(iter(self.context.values()))):
+            raise ValueError("a foreign attack on a model of several inputs must keep the batch whole")
+        before = self.model.forwards
+        logits = self.model.call(x, self.context)
+        self.forwards += self.model.forwards - before
+        if logits.requires_grad:
+            logits.register_hook(self._count)
+        return logits
+
+    def _count(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)
+        self.model.backwards += len(gradient)
+
+    def eval(self) -> _Counting:
+        return self
+
+    def train(self, mode: bool = True) -> _Counting:
+        if mode:
+            raise ValueError("a foreign attack asked for train mode: an evaluation attacks the model in eval mode")
+        return self
+
+
+def _share(total: int, count: int) -> Tensor:
+    shares = torch.full((count,), total // count, dtype=torch.int64)
+    shares[: total % count] += 1
+    return shares
+
+
+def draw_back(model: Borrowed, rows: Rows, looks: int) -> Tensor:
+    """The smallest norm on the way back to the original at which each fooled sample is still fooled, (N,) float64.
+
+    Bisection along the segment from original to example, `looks` forwards a sample: to 2^−looks of the way.
+    """
+    dtype = torch.promote_types(rows.best.dtype, torch.float32)
+    origin, change = rows.original.to(dtype), rows.best.to(dtype) - rows.original.to(dtype)
+    inside = torch.zeros(len(rows), dtype=dtype, device=origin.device)
+    outside = torch.ones_like(inside)
+    nearest = rows.best
+    for _ in range(looks):
+        middle = (inside + outside) / 2
+        x = (origin + per_sample(middle, origin) * change).to(rows.best.dtype)
+        still = fooled(predict(model.look(x, rows.context)), rows.y)
+        inside, outside = torch.where(still, inside, middle), torch.where(still, middle, outside)
+        nearest = torch.where(per_sample(still, x), x, nearest)
+    return rows.threat.size(rows.original, nearest).double().cpu()
