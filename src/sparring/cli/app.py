@@ -1,0 +1,116 @@
+"""The app: commands by name, each imported when it is called, and what happens round a command.
+
+Exit codes: 0 done; 1 ran, but the check failed; 2 bad input; 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from sparring.cli import config
+from sparring.cli.settings import Settings
+
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
+
+EPILOGUE = "Exit codes: 0 done; 1 ran, but the check failed; 2 bad input; 130 stopped with Ctrl-C."
+
+COMMANDS = {
+    "attack": ("sparring.cli.attack:attack", "Attack photographs: the 8-bit PNG, and what the model sees."),
+    "descent": ("sparring.cli.experiments:descent", "Watch gradient descent find the minimum of x squared + 2."),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command hands back: the machine-readable result, and whether its check held."""
+
+    document: dict[str, Any] = field(default_factory=dict)
+    code: int = DONE
+
+
+class Stopped(Exception):
+    """Ctrl-C inside a command that can say what is kept and how to go on."""
+
+
+def _app() -> App:
+    app = App(
+        name="sparring",
+        help="Finds out how a PyTorch model breaks.",
+        help_epilogue=EPILOGUE,
+        help_format="plaintext",
+        version=_version,
+        config=config.apply,
+        default_parameter=Parameter(negative=(), show_default=_shown),
+    )
+    for name, (target, summary) in COMMANDS.items():
+        app.command(target, name=name, help=summary)
+    return app
+
+
+def _shown(default: Any) -> str | None:
+    """The default in --help; what is not set says nothing."""
+    return None if default is None or default is False or default == [] else str(default)
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("sparring")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code and never raises for what a user did."""
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    command = next((token for token in tokens if not token.startswith("-")), "")
+    try:
+        return _run(tokens, command)
+    except KeyboardInterrupt:
+        return _complain(command, "stopped; nothing was kept", STOPPED)
+    except Stopped as stop:
+        return _complain(command, f"stopped; {stop}", STOPPED)
+    except BrokenPipeError:
+        # The reader has gone (`| head`): no more output, and no complaint at interpreter exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        if "--debug" in tokens:
+            traceback.print_exc()
+        elif not isinstance(error, (CycloptsError, ValueError, TypeError, OSError, ImportError)):
+            # Not a user's mistake that somebody foresaw, so its type is part of the message.
+            return _complain(command, f"{type(error).__name__}: {error} (--debug shows where)", BAD_INPUT)
+        return _complain(command, str(error), BAD_INPUT)
+
+
+def _run(tokens: list[str], command: str) -> int:
+    function, bound, _ = _app().parse_args(tokens, exit_on_error=False, print_error=False, verbose=False)
+    bound.apply_defaults()
+    settings = bound.arguments.get("settings")
+    if not isinstance(settings, Settings):
+        function(*bound.args, **bound.kwargs)
+        return DONE
+    if settings.print_config:
+        sys.stdout.write(config.text(settings, command))
+        return DONE
+    if not settings.json:
+        outcome: Outcome = function(*bound.args, **bound.kwargs)
+        return outcome.code
+    with contextlib.redirect_stdout(sys.stderr):
+        outcome = function(*bound.args, **bound.kwargs)
+    json.dump(outcome.document, sys.stdout, indent=1, allow_nan=False)
+    sys.stdout.write("\n")
+    return outcome.code
+
+
+def _complain(command: str, message: str, code: int) -> int:
+    line = " ".join(message.split())
+    print(f"sparring {command}".rstrip() + f": {line}", file=sys.stderr)
+    return code

@@ -1,0 +1,107 @@
+"""What a person sees: results on stdout, progress on stderr. With ``--json`` stdout belongs to the document."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def out() -> Console:
+    """Where results go. Rich looks ``sys.stdout`` up at every line, so ``--json`` can point it to stderr."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """Where progress and asides go."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def say(message: str, style: str | None = None) -> None:
+    """One line of result; never folded, so that paths can be copied."""
+    out().print(message, style=style, soft_wrap=True, markup=False)
+
+
+def note(message: str) -> None:
+    """One line about what is going on, beside the result."""
+    err().print(message, style="dim", soft_wrap=True, markup=False)
+
+
+def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
+    """Rows of one table, the keys of the first as header; numbers to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    console = out()
+    drawn = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for key in rows[0]:
+        numeric = all(isinstance(row.get(key), (int, float, type(None))) for row in rows)
+        drawn.add_column(str(key), justify="right" if numeric else "left", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*(_cell(row.get(key)) for key in rows[0]))
+    if not console.is_terminal:
+        console.width = 200  # a file or a pipe has no edge at which to cut columns
+    console.print(drawn)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def stage(title: str) -> Iterator[Callable[[str, float], None]]:
+    """A bar for a job that calls ``progress(message, fraction)``; a few plain lines where there is no terminal."""
+    console = err()
+    if not console.is_terminal:
+        yield _lines(title)
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:3.0f}%"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[message]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title, total=1.0, message="")
+        yield lambda message, fraction: bar.update(task, completed=fraction, message=message)
+
+
+def _lines(title: str) -> Callable[[str, float], None]:
+    """Prints at every quarter, so that a log shows that something moves."""
+    shown = -1
+
+    def progress(message: str, fraction: float) -> None:
+        nonlocal shown
+        quarter = int(4 * min(max(fraction, 0.0), 1.0))
+        if quarter > shown:
+            shown = quarter
+            print(f"{title}: {fraction:4.0%}  {message}", file=sys.stderr, flush=True)
+
+    return progress
+
+
+@contextmanager
+def waiting(message: str) -> Iterator[None]:
+    """A spinner for work of unknown progress; one plain line where there is no terminal."""
+    console = err()
+    if not console.is_terminal:
+        print(f"{message} ...", file=sys.stderr, flush=True)
+        yield
+        return
+    with console.status(message):
+        yield
