@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -78,7 +79,13 @@ class Pool:
     ) -> None:
         """goal: with targets, success is to hit the target; False counts any wrong prediction."""
         self.model, self.recipe, self.objective = model, recipe, objective
-        self.seed, self.capacity, self.stop_when_fooled, self.goal, self.trace = seed, capacity, stop_when_fooled, goal, trace
+        self.seed, self.capacity, self.stop_when_fooled, self.goal, self.trace = (
+            seed,
+            capacity,
+            stop_when_fooled,
+            goal,
+            trace,
+        )
         self.active: Rows | None = None
         self.parked: Rows | None = None
 
@@ -129,7 +136,7 @@ class Pool:
     def _climb(self) -> Rows | None:
         rows = self.active
         assert rows is not None
-        logits, value, gradient = self.model.probe(rows.x, lambda z: self._value(rows, z), rows.context)
+        logits, value, gradient = self.model.probe(rows.x, partial(self._value, rows), rows.context)
         rows.forwards = rows.forwards + 1
         rows.backwards = rows.backwards + 1
         rows.current = value
@@ -202,7 +209,7 @@ class Pool:
 
     def _ask(self, rows: Rows, which: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         some = rows[which]
-        _, value, gradient = self.model.probe(x, lambda z: self._value(some, z), some.context)
+        _, value, gradient = self.model.probe(x, partial(self._value, some), some.context)
         rows.forwards[which] += 1
         rows.backwards[which] += 1
         return value, self._mend(some, gradient)

@@ -24,7 +24,7 @@ class Borrowed:
         """Checked logits (B, C), one counted forward a sample, with a graph where gradients are on."""
         cast = nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
         with cast:
-            logits = self.model(x, **context)
+            logits: Tensor = self.model(x, **context)
         self.forwards += len(x)
         if self.classes is None or not isinstance(logits, Tensor) or logits.shape != (len(x), self.classes):
             self.classes = _check_logits(logits, len(x), self.classes)
@@ -72,7 +72,9 @@ def _check_logits(logits: Any, batch: int, classes: int | None) -> int:
         )
     if logits.ndim != 2 or len(logits) != batch or (classes is not None and logits.shape[1] != classes):
         expected = f"({batch}, {classes or 'C'})"
-        raise ValueError(f"the model returned shape {tuple(logits.shape)}: expected one row of logits a sample, {expected}")
+        raise ValueError(
+            f"the model returned shape {tuple(logits.shape)}: expected one row of logits a sample, {expected}"
+        )
     if logits.shape[1] < 2:
         raise ValueError(
             "the model returned 1 logit a sample: expected one for each class; for a binary model return "

@@ -54,7 +54,12 @@ class Noise:
         return _mix(key[:, None] + counter).view(len(key), *shape)
 
     def uniform(
-        self, shape: Sequence[int], *draw: str | int | Tensor, like: Tensor | None = None, low: float = 0.0, high: float = 1.0
+        self,
+        shape: Sequence[int],
+        *draw: str | int | Tensor,
+        like: Tensor | None = None,
+        low: float = 0.0,
+        high: float = 1.0,
     ) -> Tensor:
         """(N, *shape) uniform on (low, high); dtype and device of `like` (default float32 on the CPU)."""
         # 24 bits, half a step away from both ends: exact in float32, and never 0 or 1 for the logarithms below

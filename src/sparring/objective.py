@@ -27,9 +27,7 @@ def _without(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.scatter(1, classes[:, None], -torch.inf)
 
 
-def cross_entropy(
-    logits: Tensor, y: Tensor, targets: Tensor | None = None, reference: Tensor | None = None
-) -> Tensor:
+def cross_entropy(logits: Tensor, y: Tensor, targets: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
     """−log p(y), or log p(target). (B,)
 
     Written as softplus(logsumexp of the others − own logit), because in float32 the usual form has a gradient of

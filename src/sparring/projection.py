@@ -74,5 +74,5 @@ def project_l0(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     """
     free = torch.minimum(size, room)
     gain = free * (2 * size - free)
-    rank = gain.argsort(1, descending=True, stable=True).argsort(1)
+    rank = gain.argsort(dim=1, descending=True, stable=True).argsort(1)
     return torch.where(rank < _column(eps, size).floor(), free, 0)

@@ -71,10 +71,14 @@ class Threat:
             raise ValueError(f"bounds={self.bounds}: expected (low, high) with low < high")
         if isinstance(self.eps, Tensor):
             if self.eps.ndim != 1 or not bool((self.eps >= 0).all()):
-                raise ValueError(f"eps of shape {tuple(self.eps.shape)}: expected a number or (B,) numbers, none negative")
+                raise ValueError(
+                    f"eps of shape {tuple(self.eps.shape)}: expected a number or (B,) numbers, none negative"
+                )
             object.__setattr__(self, "typed", self.typed or "one per sample")
         else:
-            object.__setattr__(self, "typed", self.typed or (self.eps if isinstance(self.eps, str) else f"{self.eps:g}"))
+            object.__setattr__(
+                self, "typed", self.typed or (self.eps if isinstance(self.eps, str) else f"{self.eps:g}")
+            )
             object.__setattr__(self, "eps", parse_eps(self.eps))
             self._check_size(float(self.eps))
         if self.norm == "l0" and self.bounds is None:
@@ -86,7 +90,9 @@ class Threat:
         low, high = self.bounds
         if eps > high - low:
             hint = f": did you mean {eps:g}/255?" if eps >= 1 and high - low <= 2 else ""
-            raise ValueError(f"eps={self.typed} with inputs in [{low:g}, {high:g}]{hint or ': the box is smaller than eps'}")
+            raise ValueError(
+                f"eps={self.typed} with inputs in [{low:g}, {high:g}]{hint or ': the box is smaller than eps'}"
+            )
 
     def __repr__(self) -> str:
         box = "" if self.bounds == (0.0, 1.0) else f", bounds={self.bounds}"
@@ -115,7 +121,9 @@ class Threat:
         eps, mask, by_sample = self.eps, self.mask, False
         if isinstance(eps, Tensor):
             if len(eps) != len(x):
-                raise ValueError(f"eps has {len(eps)} values for {len(x)} samples: expected one number, or one per sample")
+                raise ValueError(
+                    f"eps has {len(eps)} values for {len(x)} samples: expected one number, or one per sample"
+                )
             if len(eps):
                 self._check_size(float(eps.max()))
             eps = eps.to(x.device, torch.promote_types(x.dtype, torch.float32))
@@ -125,7 +133,9 @@ class Threat:
             shapes = (mask.shape, x.shape[1:]) if mask.ndim < x.ndim else (mask.shape[1:], x.shape[1:])
             by_sample = mask.ndim == x.ndim and len(mask) == len(x)
             if mask.ndim > x.ndim or (mask.ndim == x.ndim and len(mask) not in (1, len(x))) or not _broadcasts(*shapes):
-                raise ValueError(f"mask of shape {tuple(mask.shape)} does not broadcast to inputs of shape {tuple(x.shape)}")
+                raise ValueError(
+                    f"mask of shape {tuple(mask.shape)} does not broadcast to inputs of shape {tuple(x.shape)}"
+                )
             mask = mask.to(x.device)
         if eps is self.eps and mask is self.mask and by_sample == self._mask_per_sample:
             return self
@@ -244,21 +254,29 @@ def _towards(x: Tensor, moved: Tensor) -> Tensor:
     return torch.where(beyond & (narrow != 0), stepped, torch.where(beyond, x, narrow))
 
 
-def Linf(eps: float | str | Tensor, bounds: tuple[float, float] | None = (0.0, 1.0), mask: Tensor | None = None) -> Threat:
+def Linf(
+    eps: float | str | Tensor, bounds: tuple[float, float] | None = (0.0, 1.0), mask: Tensor | None = None
+) -> Threat:
     """Every entry moves by at most eps (input units: 8/255, not 8, for images in [0, 1]). See `Threat`."""
     return Threat("linf", eps, bounds, mask)  # type: ignore[arg-type]  # text is parsed there
 
 
-def L2(eps: float | str | Tensor, bounds: tuple[float, float] | None = (0.0, 1.0), mask: Tensor | None = None) -> Threat:
+def L2(
+    eps: float | str | Tensor, bounds: tuple[float, float] | None = (0.0, 1.0), mask: Tensor | None = None
+) -> Threat:
     """The Euclidean length of the change is at most eps. See `Threat`."""
     return Threat("l2", eps, bounds, mask)  # type: ignore[arg-type]
 
 
-def L1(eps: float | str | Tensor, bounds: tuple[float, float] | None = (0.0, 1.0), mask: Tensor | None = None) -> Threat:
+def L1(
+    eps: float | str | Tensor, bounds: tuple[float, float] | None = (0.0, 1.0), mask: Tensor | None = None
+) -> Threat:
     """The absolute changes add up to at most eps. See `Threat`."""
     return Threat("l1", eps, bounds, mask)  # type: ignore[arg-type]
 
 
-def L0(eps: float | str | Tensor, bounds: tuple[float, float] | None = (0.0, 1.0), mask: Tensor | None = None) -> Threat:
+def L0(
+    eps: float | str | Tensor, bounds: tuple[float, float] | None = (0.0, 1.0), mask: Tensor | None = None
+) -> Threat:
     """At most eps entries change (each channel of a pixel counts). See `Threat`."""
     return Threat("l0", eps, bounds, mask)  # type: ignore[arg-type]

@@ -159,5 +159,6 @@ def _plain(value: Any) -> Any:
         return str(value).removeprefix("torch.")
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(part) for part in value]
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-

@@ -98,7 +98,9 @@ def split_inputs(model: Model, x: Any) -> tuple[Tensor, dict[str, Tensor]]:
     if isinstance(model, AttackedInput):
         return model.split(x)
     if not isinstance(x, Tensor):
-        hint = ": name the attacked one with sp.attacked_input(model, ...)" if isinstance(x, (dict, tuple, list)) else ""
+        hint = (
+            ": name the attacked one with sp.attacked_input(model, ...)" if isinstance(x, (dict, tuple, list)) else ""
+        )
         raise TypeError(f"x is {type(x).__name__}: expected a tensor (B, ...){hint}")
     return x, {}
 
@@ -114,7 +116,9 @@ def check_inputs(x: Tensor, threat: Threat) -> None:
     least, most = (float(v) for v in torch.aminmax(x))
     if not (least > -torch.inf and most < torch.inf):
         bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
-        raise ValueError(f"x holds NaN or inf in {len(bad)} of {len(x)} samples (first: {bad[0]}): clean the data first")
+        raise ValueError(
+            f"x holds NaN or inf in {len(bad)} of {len(x)} samples (first: {bad[0]}): clean the data first"
+        )
     if threat.bounds is not None and (least < threat.bounds[0] or most > threat.bounds[1]):
         low, high = threat.bounds
         raise ValueError(
@@ -123,12 +127,13 @@ def check_inputs(x: Tensor, threat: Threat) -> None:
         )
 
 
-def check_labels(y: Any, x: Tensor, what: str = "y") -> Tensor:
+def check_labels(labels: Any, x: Tensor, what: str = "y") -> Tensor:
     """(B,) int64 on x's device."""
-    if not isinstance(y, Tensor):
-        y = torch.as_tensor(y)
+    y: Tensor = torch.as_tensor(labels)
     if y.ndim == 2 and y.shape[0] == len(x) and y.shape[1] > 1:
-        raise ValueError(f"{what} of shape {tuple(y.shape)}: expected class numbers (B,), not one-hot; use {what}.argmax(1)")
+        raise ValueError(
+            f"{what} of shape {tuple(y.shape)}: expected class numbers (B,), not one-hot; use {what}.argmax(1)"
+        )
     if y.shape != (len(x),):
         raise ValueError(f"{what} of shape {tuple(y.shape)} for {len(x)} samples: expected ({len(x)},)")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:

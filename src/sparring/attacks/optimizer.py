@@ -96,7 +96,7 @@ class OptimizerAttack(GradientAttack):
         """
         wide = rows.x.to(rows.value.dtype)
         moved, memory = torch.empty_like(wide), dict(rows.memory)
-        for count in rows.step.unique().tolist():
+        for count in sorted(set(rows.step.tolist())):
             mine = (rows.step == count).nonzero().flatten()
             here = mine.to(wide.device)
             parameter = nn.Parameter(wide[here].clone())

@@ -14,7 +14,7 @@ from sparring.ascent import Probe
 from sparring.attacks.base import GradientAttack
 from sparring.noise import Noise
 from sparring.rows import Rows
-from sparring.threat import Threat, per_sample
+from sparring.threat import per_sample
 
 
 def stepped(rows: Rows, direction: Tensor, size: float | Tensor) -> Tensor:
@@ -42,7 +42,6 @@ class FGSM(GradientAttack):
     tensor([[0.3500, 0.6500]])
     """
 
-
     def __post_init__(self) -> None:
         super().__post_init__()
         need_norm(self, "linf", "l2", "l1")
@@ -64,8 +63,12 @@ class RFGSM(GradientAttack):
         super().__post_init__()
         need_norm(self, "linf")
         eps = self.threat.eps
-        if self.random_step is not None and not 0 <= self.random_step <= (float(eps.min()) if isinstance(eps, Tensor) else eps):
-            raise ValueError(f"RFGSM(random_step={self.random_step!r}): expected a length from 0 to eps={self.threat.typed}")
+        if self.random_step is not None and not 0 <= self.random_step <= (
+            float(eps.min()) if isinstance(eps, Tensor) else eps
+        ):
+            raise ValueError(
+                f"RFGSM(random_step={self.random_step!r}): expected a length from 0 to eps={self.threat.typed}"
+            )
 
     def _first(self, eps: float | Tensor) -> float | Tensor:
         return eps / 2 if self.random_step is None else self.random_step

@@ -2,10 +2,25 @@
 
 from sparring.evaluation.cascade import adaptive
 from sparring.evaluation.document import schema
+from sparring.evaluation.estimate import Estimate, estimate
 from sparring.evaluation.progress import Progress
 from sparring.evaluation.result import EvaluationResult, load_result
 from sparring.evaluation.run import evaluate
 from sparring.evaluation.statistics import Proportion
+from sparring.evaluation.verifier import Verification, verify
 from sparring.evaluation.warnings import Warning
 
-__all__ = ["EvaluationResult", "Progress", "Proportion", "Warning", "adaptive", "evaluate", "load_result", "schema"]
+__all__ = [
+    "Estimate",
+    "EvaluationResult",
+    "Progress",
+    "Proportion",
+    "Verification",
+    "Warning",
+    "adaptive",
+    "estimate",
+    "evaluate",
+    "load_result",
+    "schema",
+    "verify",
+]

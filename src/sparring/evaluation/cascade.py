@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparring.attacks import FGSM, IFGSM, MIFGSM, PGD, RFGSM, GradientAttack, OptimizerAttack
+from sparring.objective import OBJECTIVES
 from sparring.threat import Threat
 
 Attack = GradientAttack | Callable[..., Any]
@@ -71,7 +72,9 @@ def _check_threat(attack: GradientAttack, threat: Threat) -> None:
         else not isinstance(mine.eps, Tensor) and not isinstance(threat.eps, Tensor) and mine.eps <= threat.eps
     )
     if mine.norm != threat.norm or mine.bounds != threat.bounds or not same_eps:
-        raise ValueError(f"{attack.name} attacks under {mine}, the evaluation is about {threat}: give both the same threat")
+        raise ValueError(
+            f"{attack.name} attacks under {mine}, the evaluation is about {threat}: give both the same threat"
+        )
 
 
 def name_of(attack: Attack) -> str:
@@ -80,3 +83,19 @@ def name_of(attack: Attack) -> str:
 
 def settings_of(attack: Attack) -> dict[str, Any]:
     return attack.settings() if isinstance(attack, GradientAttack) else {"callable": repr(attack).split(" at 0x")[0]}
+
+
+def recorded(rows: list[dict[str, Any]], threat: Threat) -> list[GradientAttack] | None:
+    """The attacks of a result document, built again; None where one of them is foreign, or climbs a callable's objective."""
+    classes = {cls.__name__: cls for cls in (FGSM, RFGSM, IFGSM, MIFGSM, PGD, OptimizerAttack)}
+    attacks: list[GradientAttack] = []
+    for row in rows:
+        settings = dict(row["settings"])
+        if row["name"] not in classes or settings.get("objective") not in OBJECTIVES:
+            return None
+        if settings.get("autocast") is not None:
+            settings["autocast"] = getattr(torch, settings["autocast"])
+        if settings.get("bounds") is not None:
+            settings["bounds"] = tuple(settings["bounds"])
+        attacks.append(classes[row["name"]](threat, **settings))
+    return attacks

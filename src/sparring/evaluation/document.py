@@ -36,7 +36,12 @@ def schema() -> dict[str, Any]:
 
 def describe_model(model: Model, info: dict[str, Any] | None) -> dict[str, Any]:
     """Name, number of parameters, and a hash of every weight and buffer (None for a plain callable)."""
-    about: dict[str, Any] = {"name": getattr(model, "__name__", type(model).__name__), "sha256": None, "parameters": None, "spec": None}
+    about: dict[str, Any] = {
+        "name": getattr(model, "__name__", type(model).__name__),
+        "sha256": None,
+        "parameters": None,
+        "spec": None,
+    }
     if isinstance(model, nn.Module):
         hasher = hashlib.sha256()
         for name, tensor in model.state_dict().items():
@@ -52,7 +57,11 @@ def describe_threat(threat: Threat) -> dict[str, Any]:
     eps = threat.eps
     return {
         "norm": threat.norm,
-        "eps": float(eps.max()) if isinstance(eps, Tensor) and len(eps) else float(eps) if not isinstance(eps, Tensor) else 0.0,
+        "eps": float(eps.max())
+        if isinstance(eps, Tensor) and len(eps)
+        else float(eps)
+        if not isinstance(eps, Tensor)
+        else 0.0,
         "eps_typed": threat.typed,
         "bounds": None if threat.bounds is None else list(threat.bounds),
         "masked": threat.mask is not None,
@@ -64,7 +73,11 @@ def fingerprint(
 ) -> dict[str, Any]:
     """What must be the same for an evaluation to go on where an earlier one was."""
     about = describe_threat(threat)
-    about |= {name: _hash(part) for name, part in (("eps_values", threat.eps), ("mask", threat.mask)) if isinstance(part, Tensor)}
+    about |= {
+        name: _hash(part)
+        for name, part in (("eps_values", threat.eps), ("mask", threat.mask))
+        if isinstance(part, Tensor)
+    }
     return {
         "model": model["sha256"] or model["name"],
         "threat": about,
@@ -96,8 +109,9 @@ def describe(
     classes = run.model.classes or 0
     dataset = getattr(data, "dataset", data)
     names = class_names or getattr(dataset, "classes", None)
-    about_data = {
-        "name": getattr(dataset, "name", None) or type(dataset).__name__,
+    about_data: dict[str, Any] = {
+        "name": getattr(dataset, "name", None)
+        or ("tensors" if isinstance(data, (tuple, list)) else type(dataset).__name__),
         "sha256": records.data_sha256(),
         "samples": total,
         "available": run.source.available,
@@ -130,7 +144,9 @@ def describe(
             "python": platform.python_version(),
             "platform": platform.platform(),
             "device": str(device),
-            "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
+            "device_name": torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
         },
         "settings": {"batch_size": run.batch_size, "time_limit": run.time_limit, "max_samples": run.source.limit},

@@ -13,7 +13,8 @@ from torch import Tensor
 
 PENDING, STARTED, DONE = 0, 1, 2
 
-# passes: forwards and backwards of each attack of the cascade. state: PENDING, STARTED (in flight) or DONE. attack: the position of the attack that fooled the sample, or −1.
+# passes: forwards and backwards of each attack of the cascade.
+# state: PENDING, STARTED (in flight) or DONE. attack: the position of the attack that fooled the sample, or −1.
 # prediction and confidence: at the adversarial example. part, row: where that example is kept.
 COLUMNS = [
         ("index", "i8"), ("digest", "i8"), ("label", "i4"), ("state", "i1"), ("correct", "?"), ("robust", "?"),

@@ -28,7 +28,9 @@ class EvaluationResult:
     attacks: one dict an attack. warnings: each with `.code` and `.message`. document: all that `result.json` holds.
     """
 
-    def __init__(self, document: dict[str, Any], store: Store | None, scratch: Any = None, *, folder: Path | None = None) -> None:
+    def __init__(
+        self, document: dict[str, Any], store: Store | None, scratch: Any = None, *, folder: Path | None = None
+    ) -> None:
         self.document = document
         self._store, self._scratch, self.folder = store, scratch, folder  # the scratch folder lives as long as this
         self._records = store.records if store is not None else _read_records(folder or Path())
@@ -149,7 +151,9 @@ class EvaluationResult:
         except ValueError as error:
             raise ValueError(f"{path}: not readable JSON ({error})") from None
         if document.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(f"{path}: schema version {document.get('schema_version')!r}, this sparring reads {SCHEMA_VERSION}")
+            raise ValueError(
+                f"{path}: schema version {document.get('schema_version')!r}, this sparring reads {SCHEMA_VERSION}"
+            )
         return cls(document, None, folder=folder)
 
     @classmethod

@@ -26,7 +26,7 @@ from sparring.evaluation.warnings import Observed
 from sparring.objective import fooled, predict
 from sparring.rows import Rows
 from sparring.threat import Threat
-from sparring.wrappers import Model
+from sparring.wrappers import AttackedInput, Model
 
 LOOKS = 8  # bisections on the way back from an example to its original
 FLUSH_SECONDS = 10.0
@@ -46,6 +46,7 @@ def evaluate(
     time_limit: float | None = None,
     autocast: torch.dtype | None = None,
     progress: bool | Callable[[Progress], None] = False,
+    indices: torch.Tensor | None = None,
     class_names: list[str] | None = None,
     model_info: dict[str, Any] | None = None,
     data_info: dict[str, Any] | None = None,
@@ -64,6 +65,8 @@ def evaluate(
     the evaluation goes on where it was and ends with the same result.
     max_samples: evaluate a random part of that size. time_limit: seconds after which to stop; samples on their way then count
     as not fooled, and the result says so. autocast: a dtype for the attacks' passes, as torch.bfloat16.
+    indices: (N,) whole numbers, all different, that stand for the samples in the result and that random draws are keyed by
+    (default: positions in the data).
     progress: True for a bar, or a callback that gets a `Progress`. class_names, model_info, data_info: for the report.
 
     Raises TypeError or ValueError, in one line, for data or a model that can't be evaluated.
@@ -75,7 +78,7 @@ def evaluate(
     if not isinstance(threat, Threat):
         raise TypeError(f"threat={threat!r}: expected a threat model such as sp.Linf(8/255)")
     chosen = cascade.resolve(attacks, threat, autocast)
-    source = Source(data, batch_size, max_samples, seed)
+    source = Source(data, batch_size, max_samples, seed, indices)
     about = describe_model(model, model_info)
     identity = fingerprint(about, threat, chosen, seed, max_samples)
     folder = None if out is None else Path(out)
@@ -246,16 +249,13 @@ class _Run:
         right = correct.cpu()
         if bool(right.any()):
             threat = self._threat_of(batch.index[rows], x)
-            started = Rows(
-                torch.tensor(places), batch.index[rows], x, y, threat, context=context, reference=logits
-            )
+            started = Rows(torch.tensor(places), batch.index[rows], x, y, threat, context=context, reference=logits)
             self.stages[0].feed(started[right])
 
     def _threat_of(self, index: torch.Tensor, x: torch.Tensor) -> Threat:
         """eps and masks with one value per sample are looked up by the samples' numbers."""
-        if isinstance(self.threat.eps, torch.Tensor):
-            if int(index.max()) >= len(self.threat.eps):
-                raise ValueError(f"eps has {len(self.threat.eps)} values, the data more samples: expected one per sample")
+        if isinstance(self.threat.eps, torch.Tensor) and int(index.max()) >= len(self.threat.eps):
+            raise ValueError(f"eps has {len(self.threat.eps)} values, the data more samples: expected one per sample")
         return self.threat[index].for_inputs(x)
 
     def _step(self, number: int) -> None:
@@ -304,7 +304,7 @@ class _Run:
         table = self.records.table
         places = sorted(self.store.fooled(), key=lambda place: (float(table["distance"][place]), place))[:most]
         shown = []
-        if isinstance(self.model.model, nn.Module) and _several_inputs(self.model.model):
+        if isinstance(self.model.model, AttackedInput):  # the examples do not hold its other inputs
             return []
         for place, (index, original, adversarial) in zip(places, self.store.examples(places), strict=True):
             pair = torch.stack([original, adversarial]).to(self.device or original.device)
@@ -326,12 +326,6 @@ class _Run:
                 }
             )
         return shown
-
-
-def _several_inputs(model: nn.Module) -> bool:
-    from sparring.wrappers import AttackedInput
-
-    return isinstance(model, AttackedInput)
 
 
 def to_device(x: Any, device: torch.device | None) -> Any:

@@ -26,12 +26,16 @@ class Batch:
 class Source:
     """Numbered batches, in the data's order. total: how many samples there will be, or None where nobody knows."""
 
-    def __init__(self, data: Any, batch_size: int, max_samples: int | None, seed: int) -> None:
+    def __init__(
+        self, data: Any, batch_size: int, max_samples: int | None, seed: int, indices: Tensor | None = None
+    ) -> None:
         """max_samples: a random part of that size (chosen by `seed`) of a data set with a length; the first ones else.
+
+        indices: the samples' numbers, where they are not their positions.
 
         A shuffled DataLoader is read in its data set's order, so that sample numbers mean the same at every run.
         """
-        self.batch_size, self.limit = batch_size, max_samples
+        self.batch_size, self.limit, self.indices = batch_size, max_samples, indices
         self.chosen: Tensor | None = None
         self.loader, length = self._loader(data)
         self.available = length
@@ -79,7 +83,9 @@ class Source:
         seen = 0
         for item in self.loader:
             if not (isinstance(item, (tuple, list)) and len(item) == 2):
-                kind = f"a {type(item).__name__}" + (f" of {len(item)}" if isinstance(item, (tuple, list, dict)) else "")
+                kind = f"a {type(item).__name__}" + (
+                    f" of {len(item)}" if isinstance(item, (tuple, list, dict)) else ""
+                )
                 raise TypeError(f"the data yields {kind}: expected pairs (x, y)")
             x, y = item
             y = torch.as_tensor(y)
@@ -93,11 +99,17 @@ class Source:
                 x, y, index = _first(x, keep), y[:keep], index[:keep]
             seen += len(index)
             if len(index):
-                yield Batch(index, x, y)
+                yield Batch(index if self.indices is None else self._numbers(index), x, y)
             if self.limit is not None and seen >= self.limit:
                 break
         if not seen:
             raise ValueError("the data set is empty: there is nothing to evaluate")
+
+    def _numbers(self, positions: Tensor) -> Tensor:
+        assert self.indices is not None
+        if int(positions.max()) >= len(self.indices):
+            raise ValueError(f"{len(self.indices)} indices for more samples: expected one for each sample")
+        return self.indices[positions]
 
 
 class _Pair(Dataset[Any]):

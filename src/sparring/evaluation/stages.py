@@ -162,7 +162,7 @@ class _Counting:
         logits = self.model.call(x, self.context)
         self.forwards += self.model.forwards - before
         if logits.requires_grad:
-            logits.register_hook(self._count)
+            logits.register_hook(self._count)  # type: ignore[no-untyped-call]
         return logits
 
     def _count(self, gradient: Tensor) -> None:

@@ -209,9 +209,9 @@ class _Open:
         if part not in self._files:
             while len(self._files) >= self.most:
                 self._files.pop(next(iter(self._files)))
-            self._files[part] = safe_open(self.path(part), "pt").__enter__()
+            self._files[part] = safe_open(self.path(part), "pt")
         file = self._files[part]
-        return tuple(file.get_slice(name)[row : row + 1][0] for name in ("original", "adversarial"))  # type: ignore[return-value]
+        return tuple(file.get_slice(name)[row : row + 1][0] for name in ("original", "adversarial"))
 
 
 def check_fingerprint(there: dict[str, Any], here: dict[str, Any], folder: Path) -> None:

@@ -23,7 +23,7 @@ from sparring.evaluation.store import Example, sha256
 from sparring.noise import Noise
 from sparring.objective import predict
 from sparring.threat import Threat
-from sparring.wrappers import Model
+from sparring.wrappers import AttackedInput, Model
 
 
 @dataclass
@@ -70,6 +70,8 @@ def verify(
     now but did not then is a lie, if it falls to the very attacks that were recorded) and once with `seed`.
     attacks: what to attack with (default: those recorded, where they are sparring's own).
     """
+    if isinstance(model, AttackedInput):
+        raise ValueError("a result of a model with several inputs does not hold the others: it can't be verified")
     result = EvaluationResult.load(folder)
     report = Verification()
     _check_files(result, report)
@@ -79,7 +81,9 @@ def verify(
         weights = describe_model(model, None)["sha256"]
         recorded = result.document["model"]["sha256"]
         if recorded is not None and weights != recorded:
-            report.lies.append(f"the model's weights are not those of the run (sha256 {str(weights)[:12]}…, then {recorded[:12]}…)")
+            report.lies.append(
+                f"the model's weights are not those of the run (sha256 {str(weights)[:12]}…, then {recorded[:12]}…)"
+            )
         else:
             report.checked.append("weights")
         with borrow(model) as borrowed:
@@ -95,8 +99,15 @@ def threat_of(result: EvaluationResult) -> Threat:
     """The threat model of a result, with one eps for all. ValueError for a masked one or per-sample eps: no file holds those."""
     about = result.document["threat"]
     if about["masked"] or about["eps_typed"] == "one per sample":
-        raise ValueError("the run used a mask or one eps per sample, which the result folder does not hold: can't verify it")
-    return Threat(about["norm"], about["eps"], None if about["bounds"] is None else tuple(about["bounds"]), typed=about["eps_typed"])
+        raise ValueError(
+            "the run used a mask or one eps per sample, which the result folder does not hold: can't verify it"
+        )
+    return Threat(
+        about["norm"],
+        about["eps"],
+        None if about["bounds"] is None else tuple(about["bounds"]),
+        typed=about["eps_typed"],
+    )
 
 
 def _check_files(result: EvaluationResult, report: Verification) -> None:
@@ -115,8 +126,12 @@ def _check_totals(result: EvaluationResult, report: Verification) -> None:
     total = len(table)
     for name, column in (("clean_accuracy", "correct"), ("robust_accuracy", "robust")):
         counted, claimed = Proportion(int(table[column].sum()), total), document[name]
-        if (claimed["count"], claimed["total"]) != (counted.count, counted.total) or abs(claimed["value"] - counted.value) > 1e-9:
-            report.lies.append(f"{name} claims {claimed['count']} of {claimed['total']}, the samples' rows say {counted.count} of {total}")
+        if (claimed["count"], claimed["total"]) != (counted.count, counted.total) or abs(
+            claimed["value"] - counted.value
+        ) > 1e-9:
+            report.lies.append(
+                f"{name} claims {claimed['count']} of {claimed['total']}, the samples' rows say {counted.count} of {total}"
+            )
     if bool((table["robust"] & ~table["correct"]).any()):
         report.lies.append("a sample is called robust though its clean prediction is wrong")
     if result._records.data_sha256() != document["data"]["sha256"]:
@@ -139,13 +154,20 @@ def _check_examples(
     limit = float(threat.eps if not isinstance(threat.eps, Tensor) else threat.eps.max())
     low, high = threat.bounds or (-np.inf, np.inf)
     images = threat.bounds == (0.0, 1.0)
-    bad: dict[str, list[int]] = {"outside the ball": [], "outside the box": [], "not fooling": [], "of another original": []}
+    bad: dict[str, list[int]] = {
+        "outside the ball": [],
+        "outside the box": [],
+        "not fooling": [],
+        "of another original": [],
+    }
     rounded = 0
     for chunk in _chunks(result.examples, batch_size):
         index, original, adversarial = [i for i, _, _ in chunk], *(torch.stack([e[k] for e in chunk]) for k in (1, 2))  # type: ignore[misc]
         shown.update(index)
         labels = torch.tensor([int(rows[i]["label"]) if i in rows else -1 for i in index])
-        slack = 1e-6 + limit * (1e-6 if adversarial.dtype in (torch.float32, torch.float64) else torch.finfo(adversarial.dtype).eps)
+        slack = 1e-6 + limit * (
+            1e-6 if adversarial.dtype in (torch.float32, torch.float64) else torch.finfo(adversarial.dtype).eps
+        )
         sizes = threat.size(original, adversarial)
         wrong = predict(model.look(adversarial.to(device or "cpu"))).cpu() != labels
         report.fooling += int(wrong.sum())
@@ -154,7 +176,10 @@ def _check_examples(
             "outside the box": (adversarial.flatten(1).amin(1) < low) | (adversarial.flatten(1).amax(1) > high),
             "not fooling": ~wrong,
             "of another original": torch.tensor(
-                [i not in rows or d != int(rows[i]["digest"]) for i, d in zip(index, digest(original, labels), strict=True)]
+                [
+                    i not in rows or d != int(rows[i]["digest"])
+                    for i, d in zip(index, digest(original, labels), strict=True)
+                ]
             ),
         }
         for name, mask in found.items():
@@ -167,12 +192,21 @@ def _check_examples(
         if indices:
             report.lies.append(f"{len(indices)} saved examples are {name} (first: sample {indices[0]})")
     if shown != fallen:
-        report.lies.append(f"{len(fallen - shown)} fooled samples have no example, {len(shown - fallen)} examples belong to no fooled sample")
+        report.lies.append(
+            f"{len(fallen - shown)} fooled samples have no example, {len(shown - fallen)} examples belong to no fooled sample"
+        )
     report.checked.append(f"{len(shown)} examples: ball, box, original, fooling")
 
 
 def _check_data(
-    result: EvaluationResult, report: Verification, model: Model, data: Any, samples: int, seed: int, batch_size: int, device: Any
+    result: EvaluationResult,
+    report: Verification,
+    model: Model,
+    data: Any,
+    samples: int,
+    seed: int,
+    batch_size: int,
+    device: Any,
 ) -> list[tuple[int, Any, int]] | None:
     """Hold the data against the rows; the samples claimed robust that are to be attacked again."""
     table = result._records.table
@@ -209,6 +243,7 @@ def _attack_again(
 ) -> None:  # fmt: skip
     if not chosen:
         return
+    chosen = sorted(chosen, key=lambda sample: sample[0])
     x, y = torch.stack([x for _, x, _ in chosen]), torch.tensor([y for _, _, y in chosen])
     index = torch.tensor([i for i, _, _ in chosen])
     same = cascade.recorded(result.document["attacks"], threat) if attacks is None else None
@@ -218,7 +253,14 @@ def _attack_again(
 
     def fallen(with_attacks: Any, with_seed: int) -> Tensor:
         again = evaluate(
-            model, (x, y), threat, attacks=with_attacks, batch_size=batch_size, seed=with_seed, device=device, _numbers=index
+            model,
+            (x, y),
+            threat,
+            attacks=with_attacks,
+            batch_size=batch_size,
+            seed=with_seed,
+            device=device,
+            indices=index,
         )
         return ~again.robust
 
