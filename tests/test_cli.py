@@ -133,7 +133,7 @@ def test_a_wrong_config_gets_one_line(
         (["descent", "--lr", "nan"], "'nan' is not a number"),
         (["descent", "--lr"], "requires an argument"),
         (["descent", "--seed", "x"], "--seed"),
-        (["descent", "--optimizer", "Adma"], "Adam"),
+        (["descent", "--optimizer", "Adma"], "adam"),
         (["descent", "--optimizer-args", "momentum"], "expected key=value"),
         (["descent", "--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["descent", "--config", "."], "cannot be read"),

@@ -24,7 +24,9 @@ DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 EPILOGUE = "Exit codes: 0 done; 1 ran, but the check failed; 2 bad input; 130 stopped with Ctrl-C."
 
 COMMANDS = {
+    "evaluate": ("sparring.cli.evaluate:evaluate", "How often does the model withstand attack? Writes a report."),
     "attack": ("sparring.cli.attack:attack", "Attack photographs: the 8-bit PNG, and what the model sees."),
+    "verify": ("sparring.cli.verify:verify", "Re-check the claim of a result folder; fails on any lie."),
     "descent": ("sparring.cli.experiments:descent", "Watch gradient descent find the minimum of x squared + 2."),
 }
 

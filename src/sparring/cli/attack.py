@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from sparring.cli import models
+from sparring.cli import models, recipes
 from sparring.cli.app import Outcome
 from sparring.cli.console import say, table, waiting
 from sparring.cli.settings import DATA, MANY, MODEL, THREAT, ModelSettings, SeedSettings
@@ -126,7 +126,6 @@ def build(settings: AttackSettings) -> "GradientAttack":
     """The attack that the settings describe. ValueError where one does not belong to it."""
     import math
 
-    from sparring import attacks
     from sparring.threat import Threat, parse_eps
 
     name = settings.attack or ("optimizer" if settings.optimizer else "pgd")
@@ -147,15 +146,7 @@ def build(settings: AttackSettings) -> "GradientAttack":
         given["lr"] = as_float(given["lr"])
     if "optimizer_args" in given:
         given["options"] = models.parse_arguments(given.pop("optimizer_args"), "--optimizer-args")
-    kinds: dict[str, type[GradientAttack]] = {
-        "pgd": attacks.PGD,
-        "fgsm": attacks.FGSM,
-        "rfgsm": attacks.RFGSM,
-        "ifgsm": attacks.IFGSM,
-        "mifgsm": attacks.MIFGSM,
-        "optimizer": attacks.OptimizerAttack,
-    }
-    return kinds[name](threat, **given)
+    return recipes.kinds()[name](threat, **given)
 
 
 def probabilities(model: Any, x: "Tensor") -> "Tensor":
