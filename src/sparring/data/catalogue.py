@@ -12,7 +12,8 @@ from pathlib import Path
 class Known:
     """A data set known by name.
 
-    `places`: where under a root its files may lie, in the order of preference. `torchvision`: the class that downloads it.
+    `places`: where under a root its files may lie, in the order of preference.
+    `torchvision`: the class that downloads it.
     """
 
     classes: tuple[str, ...]

@@ -1,7 +1,8 @@
 """CIFAR-10's python batches (Krizhevsky 2009), read without giving their pickles any power.
 
-A pickle may name any function to be called. Here the few names that an array's pickle needs are bound to inert stand-ins that
-only keep what they are handed; every other name is refused. The bytes become an array afterwards, in our own code.
+A pickle may name any function to be called. Here the few names that an array's pickle needs are bound to inert
+stand-ins that only keep what they are handed; every other name is refused. The bytes
+become an array afterwards, in our own code.
 """
 
 from __future__ import annotations

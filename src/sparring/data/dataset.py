@@ -19,8 +19,8 @@ Pixels = NDArray[np.uint8] | NDArray[np.float32]
 class Source:
     """What a reader found.
 
-    `pixels`: (N, C, H, W), or a function that reads image i as (C, H, W); then `shape` says which. `name`: what to call it, or
-    what to add to the name of the place. `spec`: how to find it again.
+    `pixels`: (N, C, H, W), or a function that reads image i as (C, H, W); then `shape` says which.
+    `name`: what to call it, or what to add to the name of the place. `spec`: how to find it again.
     """
 
     pixels: Pixels | Callable[[int], Pixels]
@@ -59,8 +59,8 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         classes: Sequence[str] | None = None,
         skipped: Sequence[str] = (),
     ) -> None:
-        """`pixels`: an array (N, C, H, W), uint8 or float32 in [0, 1], or a function that reads image i (C, H, W) when asked
-        (then `shape` says what it will give)."""
+        """`pixels`: an array (N, C, H, W), uint8 or float32 in [0, 1], or a function that reads image i (C, H, W) when
+        asked (then `shape` says what it will give)."""
         if not callable(pixels):
             shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
         if shape is None:

@@ -1,4 +1,4 @@
-"""Image folders: one sub-folder a class, or one a split and in it one a class. Files are decoded when they are asked for."""
+"""Image folders: one sub-folder a class, or one a split and in it one a class. Files are decoded when asked for."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "valid"
 def read(path: Path, split: str, size: int | None, skip_bad: bool) -> Source:
     """The images of a folder, classes in the order of their names.
 
-    Images come in turn from each class, so that the first n are spread evenly. They are grey if all files are, else RGB.
-    Files without the ending of an image are ignored, as are hidden ones.
+    Images come in turn from each class, so that the first n are spread evenly. They are grey if all files are, else
+    RGB. Files without the ending of an image are ignored, as are hidden ones.
 
     Raises:
         ValueError: no class folders, no images, images that differ in size without `size`, an unreadable image.
@@ -37,7 +37,10 @@ def read(path: Path, split: str, size: int | None, skip_bad: bool) -> Source:
 def from_files(
     files: Sequence[Path], labels: Sequence[int], classes: Sequence[str] | None, size: int | None, skip_bad: bool
 ) -> Source:
-    """Images that are decoded when asked for. Headers are read at once; with `skip_bad` every file is decoded once, to know."""
+    """Images that are decoded when asked for.
+
+    Headers are read at once; with `skip_bad` every file is decoded once, to know which are bad.
+    """
     kept: list[tuple[Path, int]] = []
     headers: list[tuple[int, int, bool]] = []
     skipped: list[str] = []
@@ -60,7 +63,8 @@ def from_files(
         for (file, _), (w, h, _) in zip(kept, headers, strict=True):
             if (w, h) != (width, height):
                 raise ValueError(
-                    f"images differ in size ({kept[0][0]} is {width}×{height}, {file} is {w}×{h}): give size=, for example size=224"
+                    f"images differ in size ({kept[0][0]} is {width}×{height}, {file} is {w}×{h}): "
+                    "give size=, for example size=224"
                 )
     channels = 1 if all(grey for *_, grey in headers) else 3
 

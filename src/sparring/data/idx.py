@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
 import zlib
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from sparring.data import arrays
 from sparring.data.dataset import Source
 
+PIECE = 1 << 16
 SPLIT_PREFIX = {"train": "train", "test": "t10k"}
 
 
@@ -48,7 +48,9 @@ def labels_beside(images: Path) -> Path:
 
 
 def read_pair(images: Path, labels: Path, *, skip_bad: bool = False) -> Source:
-    """Images (N, H, W) or one of `arrays.images`' layouts with their labels; skips what a file that is cut short has lost.
+    """Images (N, H, W) or one of `arrays.images`' layouts with their labels.
+
+    With `skip_bad` what a file that is cut short has lost is left out.
 
     Raises:
         FileNotFoundError, ValueError: as `read`; as many labels as images are expected.
@@ -102,16 +104,20 @@ def read(path: Path, ranks: tuple[int, ...], *, whole: bool = True) -> Idx:
 
 def _unpacked(path: Path) -> tuple[bytes, str]:
     """The content and, where gzip found the end missing or damaged, a remark; what came before is kept."""
-    with path.open("rb") as file:
-        if file.read(2) != b"\x1f\x8b":
-            file.seek(0)
-            return file.read(), ""
-        file.seek(0)
-        content = bytearray()
-        try:
-            with gzip.GzipFile(fileobj=file) as stream:
-                while piece := stream.read(1 << 20):
-                    content += piece
-        except (EOFError, OSError, zlib.error) as error:
-            return bytes(content), f" (gzip: {error})"
-        return bytes(content), ""
+    packed = path.read_bytes()
+    if not packed.startswith(b"\x1f\x8b"):
+        return packed, ""
+    content = bytearray()
+    while packed.startswith(b"\x1f\x8b"):  # a gzip file may have several members
+        stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        for start in range(0, len(packed), PIECE):  # in pieces, so that damage costs only what follows it
+            try:
+                content += stream.decompress(packed[start : start + PIECE])
+            except zlib.error as error:
+                return bytes(content), f" (gzip: {error})"
+            if stream.eof:
+                break
+        if not stream.eof:
+            return bytes(content), " (gzip: its end is missing)"
+        packed = stream.unused_data + packed[start + PIECE :]
+    return bytes(content), ""

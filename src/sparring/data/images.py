@@ -37,8 +37,9 @@ class BadImage(ValueError):
 
 
 def read_image(path: str | os.PathLike[str], size: int | None = 224, *, resize: int | None = None) -> Tensor:
-    """One photograph as float32 (3, size, size) in [0, 1]: short side scaled to `resize` (default `size`), then a centre crop.
+    """One photograph as float32 (3, size, size) in [0, 1].
 
+    The short side is scaled to `resize` (default `size`), then the centre is cut out.
     `size=None` keeps the picture as it is, (3, H, W). EXIF orientation is applied, transparency is laid on white.
 
     Raises:
@@ -72,13 +73,17 @@ def probe(path: str | os.PathLike[str]) -> tuple[int, int, bool]:
     image = _open(path)
     with image:
         width, height = image.size
-        if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8):
+        try:
+            orientation = image.getexif().get(ORIENTATION, 1)  # a PNG's may come last: that reads the file
+        except BROKEN as error:
+            raise BadImage(f"{path}: cut short or damaged ({_first_line(error)})") from error
+        if orientation in (5, 6, 7, 8):
             width, height = height, width
         return width, height, image.mode in GREY_MODES
 
 
 def save_png(x: Tensor, path: str | os.PathLike[str]) -> None:
-    """Write x, float (C, H, W) in [0, 1] with C = 1 or 3, as an 8-bit PNG (rounded to nearest), through a temporary file."""
+    """Write x, float (C, H, W) in [0, 1] with C = 1 or 3, as an 8-bit PNG (rounded), through a temporary file."""
     if x.ndim != 3 or x.shape[0] not in (1, 3) or not x.is_floating_point():
         raise ValueError(f"x is {x.dtype} {tuple(x.shape)}: expected one float image (1 or 3, H, W) in [0, 1]")
     x = x.detach().cpu().float()

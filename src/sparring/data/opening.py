@@ -29,8 +29,9 @@ def open(
     """Open labelled images by name or path.
 
     Args:
-        spec: one of `NAMES`, "fashion-mnist:bundled", a path (image folder, .npz, folder of idx files or the images' file or
-            "IMAGES,LABELS", folder cifar-10-batches-py), or the `.spec` of an opened data set, which brings its own arguments.
+        spec: one of `NAMES`, "fashion-mnist:bundled", a path (image folder, .npz, folder of idx files or the images' file
+            or "IMAGES,LABELS", folder cifar-10-batches-py), or the `.spec` of an opened data set, which
+            brings its own arguments.
         split: "train" or "test", where the source has both.
         size: scale the short side to `size` pixels and crop the centre; needed where images differ in size.
         skip_bad: leave out what can't be read and list it in `.skipped`, instead of raising.
@@ -74,7 +75,8 @@ def _named(name: str, split: str, size: int | None, skip_bad: bool) -> Source:
         return _bundled(name, split)
     raise FileNotFoundError(
         f"{name} ({split}) was not found: looked for {', '.join(known.places)} under {', '.join(map(str, roots()))}"
-        f"{'' if os.environ.get('SPARRING_DATA') else ' (SPARRING_DATA is unset)'}; get it with: {known.download(split)}"
+        f"{'' if os.environ.get('SPARRING_DATA') else ' (SPARRING_DATA is unset)'}; "
+        f"get it with: {known.download(split)}"
     )
 
 
@@ -129,7 +131,8 @@ def _located(source: Source, *paths: Path) -> Source:
 
 
 def _dataset(source: Source, spec: dict[str, Any]) -> LabelledImages:
-    pixels, labels, skipped = source.pixels, source.labels, list(source.skipped)
+    pixels: Any = source.pixels
+    labels, skipped = source.labels, list(source.skipped)
     outside = labels < 0
     if source.classes is not None:
         outside |= labels >= len(source.classes)

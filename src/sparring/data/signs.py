@@ -22,7 +22,7 @@ def read(path: Path, split: str, size: int | None, skip_bad: bool) -> Source:
     """The signs of a split; test labels come from GT-final_test.csv.
 
     Raises:
-        ValueError, FileNotFoundError: unreadable images, no or damaged GT-final_test.csv, images that it names but don't exist.
+        ValueError, FileNotFoundError: unreadable images, no or a damaged GT-final_test.csv, images missing.
     """
     place = _first(path, TRAIN_FOLDERS if split == "train" else TEST_FOLDERS)
     if place is None:

@@ -1,6 +1,6 @@
-"""CIFAR-10 and GTSRB as lossless WebP columns: `SPLIT_00.webp`, `SPLIT_01.webp`, …, each 500 images of 32×32 one below the other.
-
-Labels stand in `labels.npz` as SPLIT or SPLIT_label, and may be more than the images.
+"""CIFAR-10 and GTSRB as lossless WebP columns: `SPLIT_00.webp`, `SPLIT_01.webp`, …, each
+500 images of 32×32 one below the other. Labels stand in `labels.npz` as SPLIT
+or SPLIT_label, and may be more than the images.
 """
 
 from __future__ import annotations

