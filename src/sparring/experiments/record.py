@@ -21,6 +21,13 @@ Progress = Callable[[str, float], None]
 """progress(message, fraction done)"""
 
 
+def part(progress: Progress | None, name: str, start: float, length: float, whole: float) -> Progress | None:
+    """The progress of a part that goes from `start` to `start + length`, of `whole`, and is called `name`."""
+    if progress is None:
+        return None
+    return lambda message, done: progress(f"{name}: {message}", (start + done * length) / whole)
+
+
 class Result(Protocol):
     """What an experiment returns."""
 
