@@ -179,8 +179,9 @@ class Threat:
         return moved if x.dtype == dtype else _towards(x, moved)
 
     def random(self, x: Tensor, noise: Noise, *draw: str | int | Tensor) -> Tensor:
-        """A random point of the set: uniform in the ball, then projected onto the box. (B, *S) → (B, *S)."""
+        """A random point of the set: uniform in the ball of the free entries, then projected onto the box. (B, *S) → (B, *S)."""
         shape, wide = x.shape[1:], x.to(torch.promote_types(x.dtype, torch.float32))
+        free = None if self.mask is None else self.mask.expand_as(x).flatten(1)
         eps = self._eps(wide)
         if isinstance(eps, float) and math.isinf(eps):
             raise ValueError("a random start needs a finite eps")
@@ -188,11 +189,17 @@ class Threat:
             moved = wide + noise.uniform(shape, *draw, like=wide, low=-1.0) * eps
         elif self.norm == "l2":
             direction = noise.normal(shape, *draw, like=wide).flatten(1)
-            radius = noise.uniform((1,), *draw, "radius", like=wide) ** (1 / direction.shape[1])
-            moved = wide + eps * (direction / direction.norm(dim=1, keepdim=True) * radius).view_as(x)
+            if free is not None:
+                direction = direction * free
+            entries = direction.shape[1] if free is None else free.sum(1, keepdim=True).clamp_min(1)
+            radius = noise.uniform((1,), *draw, "radius", like=wide) ** (1 / entries)
+            length = direction.norm(dim=1, keepdim=True)
+            moved = wide + eps * (direction / torch.where(length > 0, length, 1) * radius).view_as(x)
         elif self.norm == "l1":
             # D + 1 exponentials, normalised, are uniform on the simplex; the last one is the slack inside the ball
             parts = -noise.uniform((math.prod(shape) + 1,), *draw, like=wide).log()
+            if free is not None:
+                parts[:, :-1] *= free
             parts = parts / parts.sum(1, keepdim=True)
             moved = wide + eps * (parts[:, :-1] * noise.sign((math.prod(shape),), *draw, "sign", like=wide)).view_as(x)
         else:
@@ -251,7 +258,8 @@ def _towards(x: Tensor, moved: Tensor) -> Tensor:
     bits = narrow.view(torch.int16)
     outward = (narrow.to(moved.dtype).abs() > x.to(moved.dtype).abs()) | (narrow.sign() != x.sign())
     stepped = torch.where(outward, bits - 1, bits + 1).view(x.dtype)
-    return torch.where(beyond & (narrow != 0), stepped, torch.where(beyond, x, narrow))
+    tiniest = torch.where(x > 0, 1, -32767).to(torch.int16).view(x.dtype)  # the neighbours of zero
+    return torch.where(beyond, torch.where(narrow != 0, stepped, tiniest), narrow)
 
 
 def Linf(
