@@ -22,49 +22,55 @@ def project_l2(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     """
     radius = _column(eps, size)
     free = torch.minimum(size, room)
-    outside = free.norm(dim=1, keepdim=True) > radius
+    outside = _length(free) > radius
     if not bool(outside.any()):
         return free
-    square = size.square()
-    scale = radius / square.sum(1, keepdim=True).sqrt().clamp_min(torch.finfo(size.dtype).tiny)
-    held = (scale * size >= room) & (size > 0)
+    tiny = torch.finfo(size.dtype).tiny
+    scale = radius / _length(size).clamp_min(tiny)
+    moved, count = scale * size, None
     while True:
-        spent = torch.where(held, room, 0).square().sum(1, keepdim=True)
-        rest = square.masked_fill(held, 0).sum(1, keepdim=True)
-        solved = ((radius.square() - spent).clamp_min(0) / rest.clamp_min(torch.finfo(size.dtype).tiny)).sqrt()
-        scale = torch.maximum(scale, solved).clamp_max(1)
-        reached = held | ((scale * size >= room) & (size > 0))
-        if bool((reached == held)[outside.squeeze(1)].all()):
+        held = moved >= room
+        now = held.sum(1, keepdim=True)
+        if count is not None and bool(((now == count) | ~outside).all()):
             break
-        held = reached
-    return torch.where(outside, torch.minimum(scale * size, room), free)
+        count = now
+        spent, rest = _length(torch.where(held, room, 0)), _length(size.masked_fill(held, 0))
+        solved = ((radius - spent) * (radius + spent)).clamp_min(0).sqrt() / rest.clamp_min(tiny)
+        scale = torch.maximum(scale, solved).clamp_max(1)
+        moved = scale * size
+    return torch.where(outside, torch.minimum(moved, room), free)
+
+
+def _length(size: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(size, dim=1, keepdim=True)
 
 
 def project_l1(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     """min(max(size − λ, 0), room) with the smallest λ ≥ 0 whose sum is at most eps (Croce and Hein, 2021).
 
-    The sum falls piecewise linearly in λ: entry i is at its room until λ = size − room, and zero from λ = size on.
-    Sorting these points finds the piece that crosses eps; λ is then solved for exactly in it.
+    The sum falls piecewise linearly in λ. Newton's method lands on the root once it is on the right piece; a bracket
+    catches it where entries held by their room bend the sum the other way.
     """
     radius = _column(eps, size)
-    free = torch.minimum(size, room)
-    outside = free.sum(1, keepdim=True) > radius
+    moved = torch.minimum(size, room)
+    over = moved.sum(1, keepdim=True) - radius
+    outside = over > 0
     if not bool(outside.any()):
-        return free
-    start = (size - room).clamp_min(0)
-    points, order = torch.cat([start, size], 1).sort(1)
-    falling = torch.where(order < size.shape[1], 1.0, -1.0).to(size.dtype).cumsum(1)
-    exact = torch.float64 if size.device.type != "mps" else size.dtype
-    drops = (falling[:, :-1] * points.diff(dim=1)).to(exact).cumsum(1)
-    # before the first point nothing falls; drops[k] is what the sum has lost at points[k + 1]
-    over = free.sum(1, keepdim=True).to(exact) - radius.to(exact)
-    piece = (drops < over).sum(1, keepdim=True).clamp_max(points.shape[1] - 2)
-    middle = (points.gather(1, piece) + points.gather(1, piece + 1)) / 2
-    held, falls = start > middle, (start <= middle) & (size > middle)
-    total = torch.where(falls, size, 0).sum(1, keepdim=True) + torch.where(held, room, 0).sum(1, keepdim=True)
-    shift = (total - radius) / falls.sum(1, keepdim=True).clamp_min(1)
-    shift = torch.where(falls.any(1, keepdim=True), shift, middle).clamp_min(0)
-    return torch.where(outside, torch.minimum((size - shift).clamp_min(0), room), free)
+        return moved
+    slack = 4 * torch.finfo(size.dtype).eps * radius
+    below, above = torch.zeros_like(radius), size.amax(1, keepdim=True)
+    shift = below
+    while True:
+        falls = (moved > 0) & (moved < room)
+        newton = shift + over / falls.sum(1, keepdim=True).clamp_min(1)
+        inside = (newton > below) & (newton < above) & outside
+        shift = torch.where(outside, torch.where(inside, newton, (below + above) / 2), 0)
+        moved = torch.minimum((size - shift).clamp_min_(0), room)
+        over = moved.sum(1, keepdim=True) - radius
+        below, above = torch.where(over > 0, shift, below), torch.where(over > 0, above, shift)
+        narrow = above - below <= torch.finfo(size.dtype).eps * above
+        if bool((~outside | (over.abs() <= slack) | narrow).all()):
+            return moved
 
 
 def project_l0(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
