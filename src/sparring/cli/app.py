@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from sparring.cli import config
 from sparring.cli.settings import Settings
@@ -24,6 +24,7 @@ DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 EPILOGUE = "Exit codes: 0 done; 1 ran, but the check failed; 2 bad input; 130 stopped with Ctrl-C."
 
 COMMANDS = {
+    "demo": ("sparring.cli.demo:demo", "Train, evaluate and attack: from nothing to a report in about two minutes."),
     "evaluate": ("sparring.cli.evaluate:evaluate", "How often does the model withstand attack? Writes a report."),
     "attack": ("sparring.cli.attack:attack", "Attack photographs: the 8-bit PNG, and what the model sees."),
     "verify": ("sparring.cli.verify:verify", "Re-check the claim of a result folder; fails on any lie."),
@@ -83,6 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone (`| head`): no more output, and no complaint at interpreter exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except MissingArgumentError as error:
+        if error.argument is None or error.keyword is not None:
+            return _complain(command, str(error), BAD_INPUT)
+        return _complain(command, f"{error.argument.name} is missing; see sparring {command} --help", BAD_INPUT)
     except Exception as error:
         if "--debug" in tokens:
             traceback.print_exc()

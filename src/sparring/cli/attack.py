@@ -13,7 +13,7 @@ from sparring.cli import models, recipes
 from sparring.cli.app import Outcome
 from sparring.cli.console import say, table, waiting
 from sparring.cli.settings import DATA, MANY, MODEL, THREAT, ModelSettings, SeedSettings
-from sparring.cli.values import Number, as_float, did_you_mean
+from sparring.cli.values import NORM_NAMES, Number, as_float, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,8 +115,8 @@ def attack(settings: AttackSettings) -> Outcome:
             "png": str(png),
             "triptych": str(figure),
         }
-        _draw(x[i], stored[0], document, f"{crafting.threat.norm} norm {size:.3g}", figure)
-        _tell(document, names)
+        _draw(x[i], stored[0], document, f"{NORM_NAMES[crafting.threat.norm]} norm {size:.3g}", figure)
+        _tell(document, names, NORM_NAMES[crafting.threat.norm])
         documents.append(document)
     passes = {"forwards": crafted.forwards, "backwards": crafted.backwards}
     return Outcome({"attack": crafting.name, "settings": settings.document(), "images": documents, "passes": passes})
@@ -210,7 +210,7 @@ def _draw(original: "Tensor", adversarial: "Tensor", document: dict[str, Any], c
     inspection.save(figure, path)
 
 
-def _tell(document: dict[str, Any], names: Sequence[str]) -> None:
+def _tell(document: dict[str, Any], names: Sequence[str], norm: str) -> None:
     wanted = "another class" if document["target"] is None else names[document["target"]]
     if document["success_8bit"]:
         verdict = f"fooled: the model sees {document['after_8bit'][0]['name']}, also after 8-bit rounding"
@@ -218,8 +218,9 @@ def _tell(document: dict[str, Any], names: Sequence[str]) -> None:
         verdict = "fooled as floats, but 8-bit rounding undid it"
     else:
         verdict = f"not fooled into {wanted} with this attack"
-    say(f"{document['image']}: {verdict}", style="bold")
+    say(f"{Path(document['image']).name}: {verdict}", style="bold")
     columns = {"before": "before", "after": "after", "after_8bit": "after, 8 bits"}
     rows = zip(*(document[key] for key in columns))
     table([{h: f"{c['name']}  {c['probability']:.1%}" for h, c in zip(columns.values(), row)} for row in rows])
-    say(f"change: {document['norm_8bit']:.4g} in the threat's norm   {document['png']}   {document['triptych']}")
+    say(f"{norm} size of the change, as saved: {document['norm_8bit']:.4g}")
+    say(f"{document['png']}  {document['triptych']}")

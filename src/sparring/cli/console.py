@@ -90,7 +90,7 @@ def _lines(title: str) -> Callable[[str, float], None]:
         quarter = int(4 * min(max(fraction, 0.0), 1.0))
         if quarter > shown:
             shown = quarter
-            print(f"{title}: {fraction:4.0%}  {message}", file=sys.stderr, flush=True)
+            print(f"{title}: {fraction:.0%}  {message}", file=sys.stderr, flush=True)
 
     return progress
 
@@ -105,3 +105,10 @@ def waiting(message: str) -> Iterator[None]:
         return
     with console.status(message):
         yield
+
+
+def heading(number: str, title: str) -> None:
+    """A numbered heading over what is printed next."""
+    console = out()
+    console.print()
+    console.print(f"[bold cyan]{number}[/]  [bold]{title}[/]", soft_wrap=True)

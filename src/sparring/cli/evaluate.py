@@ -13,7 +13,7 @@ from sparring.cli import models, recipes
 from sparring.cli.app import DONE, FAILED, Outcome, Stopped
 from sparring.cli.console import note, say, table
 from sparring.cli.settings import DATA, MANY, MODEL, RUN, THREAT, DataSettings, ModelSettings, SeedSettings
-from sparring.cli.values import Number, as_float
+from sparring.cli.values import NORM_NAMES, Number, as_float, did_you_mean
 
 if TYPE_CHECKING:
     from sparring.data import LabelledImages
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 VERDICT = Parameter(group=Group("Verdict", sort_key=6))
 EPS = {"linf": "8/255", "l2": "0.5", "l1": "12", "l0": "24"}
-NORM_NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1", "l0": "L0"}
 
 
 @Parameter(name="*")
@@ -77,7 +76,10 @@ def open_data(settings: DataSettings) -> "LabelledImages":
     from sparring import data
 
     assert settings.data is not None
-    images = data.open(settings.data, split=settings.split, size=settings.size, skip_bad=settings.skip_bad)
+    try:
+        images = data.open(settings.data, split=settings.split, size=settings.size, skip_bad=settings.skip_bad)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--data {error}.{did_you_mean(settings.data, data.NAMES)}".rstrip(".")) from error
     for bad in images.skipped:
         note(f"skipped {bad}")
     return images
@@ -211,7 +213,7 @@ def tell(result: "EvaluationResult", threat: Any, out: Path) -> None:
     )
     rows = [
         {
-            "attack": row["name"],
+            "attack": _described(row),
             "tried on": row["attacked"],
             "fooled": row["fooled"],
             "robust after it": f"{row['robust_accuracy']['value']:.1%}",
@@ -231,6 +233,20 @@ def tell(result: "EvaluationResult", threat: Any, out: Path) -> None:
     for warning in result.warnings:
         say(f"Warning ({warning.code}): {warning.message}", style="yellow")
     say(f"Report: {out / 'report.html'}")
+
+
+def _described(row: dict[str, Any]) -> str:
+    """``PGD, 40 steps, margin``: what tells one attack of a list from the next."""
+    settings = row["settings"]
+    restarts = settings.get("restarts", 1)
+    parts = [
+        row["name"],
+        f"{settings['steps']} steps" if "steps" in settings else None,
+        f"{restarts} restarts" if restarts > 1 else None,
+        settings.get("objective"),
+        f"towards {settings['targets']}" if settings.get("targets") else None,
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def _limit(typed: str | None) -> float | None:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from cyclopts import Token
 
 
+NORM_NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1", "l0": "L0"}
+
+
 def as_float(text: str | float) -> float:
     """The value of a number as people write it: ``0.03``, ``1e-3`` or ``8/255``.
 
