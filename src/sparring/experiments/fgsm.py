@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from sparring.attacks import IFGSM, MIFGSM, PGD
 from sparring.experiments.measure import Errors, craft, errors, logits_of
 from sparring.experiments.networks import CONV_MAXOUT, MAXOUT, SOFTMAX, fgsm_trained, open_pair, trained
-from sparring.experiments.record import Progress, document, part, write
+from sparring.experiments.record import Progress, document, dress_across, part, write
 from sparring.experiments.single_step import SingleStep
 from sparring.inspection import style
 from sparring.threat import Linf
@@ -105,11 +105,11 @@ class FGSMResult:
 
 
 def _panel(axes: Axes, group: Sequence[Row]) -> None:
-    style.dress(axes, grid="x")
+    dress_across(axes)
     heights = range(len(group))[::-1]
     for height, row in zip(heights, group):
         rate, confidence = row.errors.rate, row.errors.confidence
-        dot = {"linestyle": "", "markersize": 7.5, "clip_on": False}
+        dot: dict[str, Any] = {"linestyle": "", "markersize": 7.5, "clip_on": False}
         first = height == len(group) - 1
         axes.plot([rate.low, rate.high], [height] * 2, color=style.CLEAN, linewidth=2, clip_on=False)
         axes.plot(

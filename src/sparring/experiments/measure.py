@@ -18,7 +18,7 @@ BATCH = 250
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     """(N, C), without a graph, in eval mode."""
     with borrow(model) as borrowed:
-        return torch.cat([borrowed.look(part) for part in x.split(BATCH)])
+        return torch.cat([borrowed.look(part) for part in torch.split(x, BATCH)])
 
 
 def craft(attack: Any, model: nn.Module, x: Tensor, y: Tensor, targets: Tensor | None = None, seed: int = 0) -> Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparring.inspection import style
@@ -83,3 +84,10 @@ def check_settings(optimizer: type[torch.optim.Optimizer], settings: Mapping[str
     unknown = [name for name in settings if name not in known]
     if unknown:
         raise ValueError(f"{optimizer.__name__} has no setting {unknown[0]!r}: it has {', '.join(known)}")
+
+
+def dress_across(axes: Axes) -> None:
+    """The common look, with lines that help to read values across instead of upwards."""
+    style.dress(axes)
+    axes.grid(False, axis="y")
+    axes.grid(True, axis="x", color=style.GRID, linewidth=0.8, linestyle="-")

@@ -1,0 +1,98 @@
+"""How `linear` draws its four panels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from sparring.experiments.record import dress_across
+from sparring.inspection import style
+
+if TYPE_CHECKING:
+    from sparring.experiments.linear import Growth, Line, Transfer
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", color=style.INK, fontsize=11.5, pad=10)
+
+
+def growth_panel(axes: Axes, growth: Sequence[Growth], eps: float) -> None:
+    style.dress(axes)
+    for number, network in enumerate(dict.fromkeys(g.network for g in growth)):
+        rows, color = [g for g in growth if g.network == network], style.SERIES[number]
+        n = [g.inputs for g in rows]
+        axes.plot(n, [g.predicted for g in rows], color=color, linewidth=1.6, label=f"{network}: eps·m·n, predicted")
+        dots: dict[str, Any] = {"linestyle": "", "color": color, "markersize": 7.5}
+        axes.plot(n, [g.measured for g in rows], marker="o", label=f"{network}: measured", **dots)
+        axes.plot(n, [g.at_random for g in rows], marker="x", label=f"{network}: random signs", **dots)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.tick_params(which="minor", length=0)
+    axes.minorticks_off()
+    sizes = sorted({(g.inputs, g.side) for g in growth})
+    axes.set_xticks([n for n, _ in sizes], [f"{n}\n{side}×{side}" for n, side in sizes])
+    axes.set_xlabel("inputs n")
+    axes.set_ylabel("growth of the score")
+    _title(axes, f"The score grows with the dimension (eps {eps:g})")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * 30)  # room for the legend
+    style.legend(axes, loc="upper left", ncols=2, columnspacing=1.2, handletextpad=0.5)
+
+
+def logits_panel(axes: Axes, line: Line) -> None:
+    style.dress(axes)
+    ends = {int(torch.tensor([logits[end] for logits in line.logits]).argmax()) for end in (0, -1)} - {line.label}
+    named = 0
+    for number, logits in enumerate(line.logits):
+        if number == line.label:
+            axes.plot(line.t, logits, color=style.CLEAN, linewidth=2.4, label=f"class {number}, the true one", zorder=3)
+        elif number in ends:
+            color, dashes = style.SERIES[1 + named], style.DASHES[1 + named]
+            axes.plot(line.t, logits, color=color, linestyle=dashes, linewidth=2.2, label=f"class {number}", zorder=3)
+            named += 1
+        else:
+            axes.plot(line.t, logits, color=style.GRID, linewidth=1.4)
+    axes.axvline(0, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_xlabel("t in x + t·sign(gradient of the loss)")
+    axes.set_ylabel("logit")
+    _title(axes, "Logits of one image along the sign direction")
+    style.legend(axes, loc="best")
+
+
+def error_panel(axes: Axes, line: Line) -> None:
+    style.dress(axes)
+    axes.plot(line.t, line.error, color=style.ROBUST, linewidth=2.4)
+    axes.axvline(0, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel("t in x + t·sign(gradient of the loss)")
+    axes.set_ylabel("error")
+    _title(axes, "Error of the maxout network along it")
+
+
+def transfer_panel(axes: Axes, transfer: Sequence[Transfer]) -> None:
+    """A line a pair of networks and an eps, a dot an attack."""
+    dress_across(axes)
+    groups = list(dict.fromkeys((t.eps, t.crafted_on, t.shown_to) for t in transfer))
+    attacks = list(dict.fromkeys(t.attack for t in transfer))
+    for height, group in enumerate(reversed(groups)):
+        for t in transfer:
+            if (t.eps, t.crafted_on, t.shown_to) == group:
+                number = attacks.index(t.attack)
+                y = height + 0.2 * ((len(attacks) - 1) / 2 - number)
+                color, marker = style.SERIES[number], "oDs^v"[number % 5]
+                axes.plot([t.both.low, t.both.high], [y, y], color=color, linewidth=2)
+                label = t.attack if height == 0 else None
+                axes.plot(t.both.value, y, color=color, marker=marker, markersize=7, linestyle="", label=label)
+    names = [f"{a} → {b}\neps {eps:g}" for eps, a, b in reversed(groups)]
+    axes.set_yticks(range(len(groups)), names, color=style.INK)
+    axes.set_ylim(-0.6, len(groups) + 0.1)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel("of those that fool their source, how many fool the other network")
+    _title(axes, "Transfer of single-step and iterated examples")
+    style.legend(axes, loc="upper left", ncols=len(attacks), columnspacing=1.2, handletextpad=0.2)
