@@ -28,7 +28,7 @@ def parse_eps(eps: float | str) -> float:
     """
     try:
         value = float(Fraction(eps.replace(" ", ""))) if isinstance(eps, str) else float(eps)
-    except (ValueError, ZeroDivisionError, OverflowError):
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"eps={eps!r}: expected a number such as 0.3 or 8/255") from None
     if not value >= 0:
         raise ValueError(f"eps={eps!r}: expected a number that is not negative")
@@ -76,10 +76,9 @@ class Threat:
                 )
             object.__setattr__(self, "typed", self.typed or "one per sample")
         else:
-            object.__setattr__(
-                self, "typed", self.typed or (self.eps if isinstance(self.eps, str) else f"{self.eps:g}")
-            )
-            object.__setattr__(self, "eps", parse_eps(self.eps))
+            typed, value = self.eps, parse_eps(self.eps)
+            object.__setattr__(self, "typed", self.typed or (typed if isinstance(typed, str) else f"{value:g}"))
+            object.__setattr__(self, "eps", value)
             self._check_size(float(self.eps))
         if self.norm == "l0" and self.bounds is None:
             raise ValueError("an l0 threat needs bounds: without a box one entry may change without limit")

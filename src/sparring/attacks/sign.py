@@ -35,10 +35,10 @@ class FGSM(GradientAttack):
     With targets it descends the loss of the target class; `targets="least-likely"` is Kurakin et al. (2017)'s
     least-likely-class method. 1 backward and 2 forwards a sample (the second says whether it worked).
 
-    >>> import torch
+    >>> from sparring import Linf
     >>> net = torch.nn.Linear(2, 2, bias=False)
     >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
-    >>> FGSM(Threat("linf", 0.25))(net, torch.tensor([[0.6, 0.4]]), torch.tensor([0])).x
+    >>> FGSM(Linf(0.25))(net, torch.tensor([[0.6, 0.4]]), torch.tensor([0])).x
     tensor([[0.3500, 0.6500]])
     """
 
