@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from types import CellType
 from typing import Any
 
 import torch
@@ -91,15 +94,38 @@ def looks_like_probabilities(logits: Tensor) -> bool:
     return bool((wide >= 0).all()) and bool(((wide.sum(1) - 1).abs() < 1e-3).all())
 
 
-def _modules(model: Model) -> list[nn.Module]:
-    """The modules behind a model: its own, or those of the object that a bound method belongs to."""
-    root = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
-    found = list(root.modules()) if isinstance(root, nn.Module) else []
-    for module in list(found):
-        inner = module.__dict__.get("model")  # a wrapper round a plain callable
-        if inner is not None and not isinstance(inner, nn.Module):
-            found += _modules(inner)
-    return found
+def _held(model: object) -> list[object]:
+    """What a callable keeps that may be, or hold, a network: of a bound method its object, of a partial its parts, of a
+    function its closure and the modules that it names, of another object its attributes."""
+    if isinstance(model, partial):
+        return [model.func, *model.args, *model.keywords.values()]
+    if inspect.ismethod(model):
+        return [model.__self__]
+    if inspect.isfunction(model):
+        named = [model.__globals__.get(name) for name in model.__code__.co_names]
+        cells = [cell.cell_contents for cell in model.__closure__ or () if cell != CellType()]  # not the empty ones
+        return [*cells, *(value for value in named if isinstance(value, nn.Module))]
+    return list(getattr(model, "__dict__", {}).values())
+
+
+def _modules(model: object) -> list[nn.Module]:
+    """The modules behind a model, each once: its own, and those of the callables that it holds."""
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+    queue = [model]
+    while queue:
+        here = queue.pop()
+        if id(here) in seen:
+            continue
+        seen.add(id(here))
+        if isinstance(here, nn.Module):
+            found.update((id(module), module) for module in here.modules())
+            # a wrapper round a plain callable holds it as an attribute, unregistered
+            held = [module.__dict__.get("model") for module in here.modules()]
+        else:
+            held = _held(here)
+        queue += [part for part in held if callable(part) and not inspect.isclass(part)]
+    return list(found.values())
 
 
 @contextmanager

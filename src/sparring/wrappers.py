@@ -64,6 +64,9 @@ class Output(_Wrapper):
                 raise ValueError(f"output {self.key!r}: the model returned a dict with keys {sorted(map(str, out))}")
             return out[self.key]
         if isinstance(self.key, int):
+            if not isinstance(out, (tuple, list)) or not -len(out) <= self.key < len(out):
+                many = f" of {len(out)}" if isinstance(out, (tuple, list)) else ""
+                raise ValueError(f"output {self.key}: the model returned a {type(out).__name__}{many}")
             return out[self.key]
         if not hasattr(out, self.key):
             raise ValueError(f"output {self.key!r}: the model returned {type(out).__name__} without that name")
@@ -86,6 +89,15 @@ class AttackedInput(_Wrapper):
         name = str(self.which)
         if name not in parts:
             raise ValueError(f"attacked input {self.which!r}: the inputs given are {', '.join(parts)}")
+        for other, part in parts.items():
+            if not isinstance(part, Tensor):
+                raise TypeError(f"input {other!r} is {type(part).__name__}: expected a tensor with one row a sample")
+            if part.ndim == 0 or len(part) != len(parts[name]):
+                rows = len(part) if part.ndim else "no"
+                raise ValueError(
+                    f"input {other!r} has {rows} rows, the attacked input {name!r} has {len(parts[name])}: "
+                    "expected one row a sample in each"
+                )
         return parts.pop(name), parts
 
     def forward(self, x: Tensor, **context: Tensor) -> Any:

@@ -37,9 +37,7 @@ def prepare(
     x, context = split_inputs(model.model, x)
     check_inputs(x, threat)
     y = check_labels(y, x)
-    # copies where inference mode made these: autograd refuses its tensors
-    x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
-    context = {name: part.clone() if part.is_inference() else part.detach() for name, part in context.items()}
+    x, y, context = _plain(x), _plain(y), {name: _plain(part) for name, part in context.items()}
     if indices is None:
         indices = torch.arange(len(x))
     if indices.shape != (len(x),):
@@ -61,8 +59,13 @@ def prepare(
         check_target_name(targets)
         return rows
     if targets is not None:
-        rows.targets = check_labels(targets, x, what="targets").detach()
+        rows.targets = _plain(check_labels(targets, x, what="targets"))
     return rows
+
+
+def _plain(value: Tensor) -> Tensor:
+    """Without a graph, and a copy where inference mode made it: autograd refuses such tensors."""
+    return value.clone() if value.is_inference() else value.detach()
 
 
 def with_logits(
@@ -113,7 +116,7 @@ def check_inputs(x: Tensor, threat: Threat) -> None:
         raise ValueError(f"x of shape {tuple(x.shape)}: expected a batch (B, ...); for one sample use x[None]")
     if not len(x):
         return
-    least, most = (float(v) for v in torch.aminmax(x))
+    least, most = (float(v) for v in torch.aminmax(x.detach()))
     if not (least > -torch.inf and most < torch.inf):
         bad = (~x.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
         raise ValueError(
