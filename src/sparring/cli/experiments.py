@@ -1,18 +1,21 @@
 """Thin commands over ``sparring.experiments``: settings in, table and figure out."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: cyclopts reads the annotations of inherited fields as they stand.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from sparring.cli import models
 from sparring.cli.app import Outcome
-from sparring.cli.console import say, table
-from sparring.cli.models import parse_arguments
-from sparring.cli.settings import MANY, Settings
+from sparring.cli.console import say, stage, table
+from sparring.cli.settings import DATA, MANY, MODEL, RUN, THREAT, ModelSettings, SeedSettings, Settings
 from sparring.cli.values import Number, as_float
+
+if TYPE_CHECKING:
+    from sparring.experiments.record import Result
 
 
 @Parameter(name="*")
@@ -45,12 +48,172 @@ def descent(settings: DescentSettings = _DESCENT) -> Outcome:
         None if settings.start is None else as_float(settings.start),
         as_float(settings.lr),
         settings.optimizer,
-        options=parse_arguments(settings.optimizer_args, "--optimizer-args"),
+        options=models.parse_arguments(settings.optimizer_args, "--optimizer-args"),
         out=settings.out,
         seed=settings.seed,
     )
     for line in result.lines:
         say(line)
+    return _told("descent", result, settings.out)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Photograph:
+    """The last base of a settings class, so that its field comes first: only then can it be given by position."""
+
+    image: Annotated[Path | None, DATA] = None
+    """Photograph to attack; the bundled one if left out."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class OptimizersSettings(SeedSettings, ModelSettings, Photograph):
+    """Settings of ``sparring optimizers``."""
+
+    model: Annotated[str, MODEL] = "efficientnet-lite0"
+    """package.module:factory, file.py:factory, timm:NAME, torchvision:NAME, or the name of a zoo network."""
+    size: Annotated[int, DATA] = 224
+    """The photograph is scaled and cropped to this many pixels square."""
+    target: str = "288"
+    """Class to reach, by its number or its name; 288 is the leopard."""
+    steps: int = 100
+    """Steps of each optimiser."""
+    lr: Number = "0.01"
+    """The learning rate that all share."""
+    rates: Annotated[list[Number] | None, MANY] = None
+    """Rates in which each one's own best is sought; six decades if left out."""
+    optimizers: Annotated[list[str], MANY] = field(default_factory=lambda: ["SGD", "RMSprop", "Adam"])
+    """Classes of torch.optim."""
+    out: Annotated[Path, RUN] = Path("sparring-optimizers")
+    """Folder for the figure and the numbers."""
+
+
+_OPTIMIZERS = OptimizersSettings()
+
+
+def optimizers(settings: OptimizersSettings = _OPTIMIZERS) -> Outcome:
+    """SGD, RMSprop and Adam attack the same photograph, in pixel and in normalised space."""
+    import torch
+
+    from sparring.cli.attack import class_names, probabilities, target
+    from sparring.experiments import optimizers as experiment
+
+    device = models.pick_device(settings.device)
+    model = models.load(settings, device)
+    count = probabilities(model, torch.zeros(1, 3, settings.size, settings.size, device=device)).shape[1]
+    names = class_names(count)
+    goal = target(settings.target, names, 1)
+    if not isinstance(goal, torch.Tensor):
+        raise ValueError(f"--target {settings.target}: expected one class, by its number or its name")
+    rates = None if settings.rates is None else [as_float(rate) for rate in settings.rates]
+    with stage("optimizers") as progress:
+        result = experiment.run(
+            settings.image,
+            int(goal[0]),
+            settings.steps,
+            as_float(settings.lr),
+            settings.optimizers,
+            rates or experiment.RATES,
+            model,
+            class_names=names,
+            size=settings.size,
+            device=device,
+            out=settings.out,
+            seed=settings.seed,
+            progress=progress,
+        )
+    say(f"{result.label} to {result.target}, {settings.steps} steps", style="bold")
+    return _told("optimizers", result, settings.out)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class FGSMSettings(SeedSettings):
+    """Settings of ``sparring fgsm``."""
+
+    datasets: Annotated[list[str], DATA, MANY] = field(default_factory=lambda: ["mnist", "fashion-mnist", "cifar10"])
+    """Names or paths of data sets with a train and a test part."""
+    samples: Annotated[int | None, DATA] = None
+    """How many test images the single-step attacks get; all if left out."""
+    strong_samples: Annotated[int, DATA] = 1000
+    """How many the attacks of many steps get."""
+    steps: int = 20
+    """Steps of the attacks of many steps."""
+    skip_masking: bool = False
+    """Leave out the network that is trained on FGSM, which shows the masking."""
+    out: Annotated[Path, RUN] = Path("sparring-fgsm")
+    """Folder for the figure and the numbers."""
+
+
+_FGSM = FGSMSettings()
+
+
+def fgsm(settings: FGSMSettings = _FGSM) -> Outcome:
+    """FGSM and its variants side by side, beside the table of the paper; trains what it needs once."""
+    from sparring.experiments import fgsm as experiment
+
+    with stage("fgsm") as progress:
+        result = experiment.run(
+            settings.datasets,
+            settings.samples,
+            settings.strong_samples,
+            settings.steps,
+            not settings.skip_masking,
+            device=models.pick_device(settings.device),
+            out=settings.out,
+            seed=settings.seed,
+            progress=progress,
+        )
+    return _told("fgsm", result, settings.out)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LinearSettings(SeedSettings):
+    """Settings of ``sparring linear``."""
+
+    data: Annotated[str, DATA] = "mnist"
+    """Name or path of a data set of square images with a train and a test part."""
+    eps: Annotated[Number, THREAT] = "0.1"
+    """Of the growth with the dimension."""
+    transfer_eps: Annotated[list[Number], THREAT, MANY] = field(default_factory=lambda: ["0.1", "0.2"])
+    """Of the transfer table."""
+    sides: Annotated[list[int] | None, MANY] = None
+    """Image sides in pixels for the growth."""
+    samples: Annotated[int, DATA] = 1000
+    """Test images for each part."""
+    points: int = 81
+    """Points along the sign direction, from -1 to 1."""
+    out: Annotated[Path, RUN] = Path("sparring-linear")
+    """Folder for the figure and the numbers."""
+
+
+_LINEAR = LinearSettings()
+
+
+def linear(settings: LinearSettings = _LINEAR) -> Outcome:
+    """The linear explanation: growth with the dimension, logits along the sign direction, transfer."""
+    from sparring.experiments import linear as experiment
+
+    with stage("linear") as progress:
+        result = experiment.run(
+            settings.data,
+            as_float(settings.eps),
+            [as_float(eps) for eps in settings.transfer_eps],
+            settings.sides or experiment.SIDES,
+            settings.samples,
+            settings.points,
+            device=models.pick_device(settings.device),
+            out=settings.out,
+            seed=settings.seed,
+            progress=progress,
+        )
+    table(result.growth_rows, "Growth of the score along the sign direction")
+    return _told("linear", result, settings.out)
+
+
+def _told(name: str, result: "Result", out: Path) -> Outcome:
     table(result.rows)
-    say(f"Figure: {settings.out / 'descent.png'}   numbers: {settings.out / 'numbers.json'}")
+    say(f"Figure: {out / name}.png  numbers: {out / 'numbers.json'}")
     return Outcome(result.to_json())
