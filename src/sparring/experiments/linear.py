@@ -152,7 +152,7 @@ class LinearResult:
 
     def figure(self) -> Figure:
         """Growth, logits and error along the line, and transfer, in four panels."""
-        figure = style.new_figure(11.0, 8.0)
+        figure = style.new_figure(11.4, 8.0)
         panels = figure.subplots(2, 2)
         linear_figure.growth_panel(panels[0][0], self.growth, float(self.settings["eps"]))
         linear_figure.logits_panel(panels[0][1], self.line)

@@ -25,10 +25,10 @@ def growth_panel(axes: Axes, growth: Sequence[Growth], eps: float) -> None:
     for number, network in enumerate(dict.fromkeys(g.network for g in growth)):
         rows, color = [g for g in growth if g.network == network], style.SERIES[number]
         n = [g.inputs for g in rows]
-        axes.plot(n, [g.predicted for g in rows], color=color, linewidth=1.6, label=f"{network}: eps·m·n, predicted")
+        axes.plot(n, [g.predicted for g in rows], color=color, linewidth=1.6, label=f"{network}, eps·m·n")
         dots: dict[str, Any] = {"linestyle": "", "color": color, "markersize": 7.5}
-        axes.plot(n, [g.measured for g in rows], marker="o", label=f"{network}: measured", **dots)
-        axes.plot(n, [g.at_random for g in rows], marker="x", label=f"{network}: random signs", **dots)
+        axes.plot(n, [g.measured for g in rows], marker="o", label=f"{network}, measured", **dots)
+        axes.plot(n, [g.at_random for g in rows], marker="x", label=f"{network}, random signs", **dots)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.tick_params(which="minor", length=0)
@@ -39,8 +39,8 @@ def growth_panel(axes: Axes, growth: Sequence[Growth], eps: float) -> None:
     axes.set_ylabel("growth of the score")
     _title(axes, f"The score grows with the dimension (eps {eps:g})")
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high * 30)  # room for the legend
-    style.legend(axes, loc="upper left", ncols=2, columnspacing=1.2, handletextpad=0.5)
+    axes.set_ylim(low, high * 25)  # room for the legend
+    style.legend(axes, loc="upper left", ncols=2, columnspacing=1.2, handletextpad=0.5, borderaxespad=0.1)
 
 
 def logits_panel(axes: Axes, line: Line) -> None:
@@ -88,11 +88,11 @@ def transfer_panel(axes: Axes, transfer: Sequence[Transfer]) -> None:
                 axes.plot([t.both.low, t.both.high], [y, y], color=color, linewidth=2)
                 label = t.attack if height == 0 else None
                 axes.plot(t.both.value, y, color=color, marker=marker, markersize=7, linestyle="", label=label)
-    names = [f"{a} → {b}\neps {eps:g}" for eps, a, b in reversed(groups)]
+    names = [f"{a}\n→ {b}, eps {eps:g}" for eps, a, b in reversed(groups)]
     axes.set_yticks(range(len(groups)), names, color=style.INK)
     axes.set_ylim(-0.6, len(groups) + 0.1)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel("of those that fool their source, how many fool the other network")
-    _title(axes, "Transfer of single-step and iterated examples")
+    axes.set_xlabel("fool the target, of those that fool the source")
+    _title(axes, "Transfer, single-step and iterated")
     style.legend(axes, loc="upper left", ncols=len(attacks), columnspacing=1.2, handletextpad=0.2)

@@ -55,8 +55,9 @@ SOFTMAX = Recipe("softmax", epochs=6, lr=1e-3)
 MAXOUT = Recipe(
     "maxout", epochs=15, lr=2e-3, max_norm=2.0, arguments={"units": 240, "pieces": 4, "dropout": (0.2, 0.3)}
 )
-CONV_MAXOUT = Recipe("conv-maxout", epochs=6, lr=1.5e-3, max_norm=2.0, arguments={"width": 24})
-"""Chosen on the last 5,000 training images of MNIST, and of CIFAR-10, before any test image was looked at."""
+"""Chosen by the error on the last 5,000 training images of MNIST, before any test image was looked at."""
+CONV_MAXOUT = Recipe("conv-maxout", epochs=4, lr=1.5e-3, batch_size=64, arguments={"width": 16, "dropout": (0.0, 0.1)})
+"""Chosen for its cost: some minutes on one core."""
 
 
 def fgsm_trained(recipe: Recipe, eps: float) -> Recipe:
