@@ -38,7 +38,7 @@ def adaptive(threat: Threat) -> list[GradientAttack]:
 
 def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> list[Attack]:
     """The list of attacks: our own let a sample go at its first success, and work under `threat`."""
-    if isinstance(attacks, str) and attacks == "adaptive":
+    if isinstance(attacks, str) and attacks.lower() == "adaptive":
         chosen: list[Any] = list(adaptive(threat))
     else:
         chosen = [attacks] if isinstance(attacks, str) or callable(attacks) else list(attacks)
@@ -66,15 +66,17 @@ def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> l
 
 def _check_threat(attack: GradientAttack, threat: Threat) -> None:
     mine = attack.threat
-    same_eps = (
-        torch.equal(mine.eps, threat.eps)
-        if isinstance(mine.eps, Tensor) and isinstance(threat.eps, Tensor)
-        else not isinstance(mine.eps, Tensor) and not isinstance(threat.eps, Tensor) and mine.eps <= threat.eps
-    )
-    if mine.norm != threat.norm or mine.bounds != threat.bounds or not same_eps:
+    same = mine.norm == threat.norm and mine.bounds == threat.bounds
+    if not (same and _equal(mine.eps, threat.eps) and _equal(mine.mask, threat.mask)):
         raise ValueError(
             f"{attack.name} attacks under {mine}, the evaluation is about {threat}: give both the same threat"
         )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.shape == b.shape and bool((a.cpu() == b.cpu()).all()))
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
 
 def name_of(attack: Attack) -> str:

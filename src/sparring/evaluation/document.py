@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
+import math
 import platform
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -14,22 +16,20 @@ from torch import Tensor, nn
 
 import sparring
 from sparring.evaluation.cascade import Attack, name_of, settings_of
-from sparring.evaluation.records import DONE, Records
+from sparring.evaluation.records import Records
 from sparring.evaluation.statistics import Proportion
-from sparring.evaluation.warnings import count_in_flight, judge
+from sparring.evaluation.warnings import judge
 from sparring.threat import Threat
 from sparring.wrappers import Model
 
 if TYPE_CHECKING:
-    from sparring.evaluation.run import _Run
+    from sparring.evaluation.stream import Stream
 
 SCHEMA_VERSION = 1
 
 
 def schema() -> dict[str, Any]:
     """The JSON Schema that every `result.json` of this version obeys."""
-    import json
-
     text = resources.files("sparring.evaluation").joinpath("result.schema.json").read_text("utf-8")
     return dict(json.loads(text))
 
@@ -43,25 +43,22 @@ def describe_model(model: Model, info: dict[str, Any] | None) -> dict[str, Any]:
         "spec": None,
     }
     if isinstance(model, nn.Module):
+        # not state_dict(), which leaves out non-persistent buffers such as the mean and std of sp.normalized
+        tensors = [*model.named_parameters(), *model.named_buffers()]
         hasher = hashlib.sha256()
-        for name, tensor in model.state_dict().items():
-            if isinstance(tensor, Tensor):
-                hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        about["sha256"] = hasher.hexdigest()
+        for name, tensor in tensors:
+            hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            hasher.update(_bytes(tensor))
+        about["sha256"] = hasher.hexdigest() if tensors else None
         about["parameters"] = sum(p.numel() for p in model.parameters())
     return about | (info or {})
 
 
 def describe_threat(threat: Threat) -> dict[str, Any]:
-    eps = threat.eps
+    eps = float(threat.eps.max()) if isinstance(threat.eps, Tensor) else float(threat.eps)
     return {
         "norm": threat.norm,
-        "eps": float(eps.max())
-        if isinstance(eps, Tensor) and len(eps)
-        else float(eps)
-        if not isinstance(eps, Tensor)
-        else 0.0,
+        "eps": eps if math.isfinite(eps) else None,
         "eps_typed": threat.typed,
         "bounds": None if threat.bounds is None else list(threat.bounds),
         "masked": threat.mask is not None,
@@ -69,12 +66,17 @@ def describe_threat(threat: Threat) -> dict[str, Any]:
 
 
 def fingerprint(
-    model: dict[str, Any], threat: Threat, attacks: list[Attack], seed: int, max_samples: int | None
+    model: dict[str, Any],
+    threat: Threat,
+    attacks: list[Attack],
+    seed: int,
+    available: int | None,
+    max_samples: int | None,
 ) -> dict[str, Any]:
     """What must be the same for an evaluation to go on where an earlier one was."""
     about = describe_threat(threat)
     about |= {
-        name: _hash(part)
+        name: hashlib.sha256(_bytes(part)).hexdigest()
         for name, part in (("eps_values", threat.eps), ("mask", threat.mask))
         if isinstance(part, Tensor)
     }
@@ -83,17 +85,18 @@ def fingerprint(
         "threat": about,
         "attacks": [{"name": name_of(attack), "settings": settings_of(attack)} for attack in attacks],
         "seed": seed,
+        "number of samples": available,
         "max_samples": max_samples,
     }
 
 
-def _hash(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def describe(
     *,
-    run: _Run,
+    run: Stream,
     model: dict[str, Any],
     threat: Threat,
     seed: int,
@@ -106,7 +109,7 @@ def describe(
     """The document of a run whose records are sorted."""
     records, table = run.records, run.records.table
     total, right, robust = len(table), int(table["correct"].sum()), int(table["robust"].sum())
-    classes = run.model.classes or 0
+    classes = run.model.classes or 2
     dataset = getattr(data, "dataset", data)
     names = class_names or getattr(dataset, "classes", None)
     about_data: dict[str, Any] = {
@@ -125,13 +128,7 @@ def describe(
     shown = 2 * len(gallery)
     stage_passes = table["passes"].sum(axis=0, dtype=np.int64)
     forwards = int(table["forwards"].sum())
-    warnings = judge(
-        records,
-        run.observed,
-        classes=classes or 2,
-        in_flight=count_in_flight(records, DONE),
-        unconfirmed=run.unconfirmed,
-    )
+    warnings = judge(records, classes=classes)
     return {
         "schema_version": SCHEMA_VERSION,
         "finished": run.finished,
@@ -163,8 +160,8 @@ def describe(
             "distance": forwards - total - int(stage_passes[:, 0].sum()),
             "gallery": shown,
         },
-        "per_class": _per_class(records, about_data["class_names"]),
-        "curve": _curve(records, float(describe_threat(threat)["eps"])),
+        "per_class": per_class(records, about_data["class_names"]),
+        "curve": curve(records, describe_threat(threat)["eps"]),
         "gallery": gallery,
         "warnings": [{"code": warning.code, "message": warning.message} for warning in warnings],
         "identity": identity,
@@ -172,7 +169,7 @@ def describe(
     }
 
 
-def _attacks(run: _Run, passes: Any) -> list[dict[str, Any]]:
+def _attacks(run: Stream, passes: Any) -> list[dict[str, Any]]:
     table, rows = run.records.table, []
     standing = int(table["correct"].sum())
     for i, stage in enumerate(run.stages):
@@ -193,7 +190,7 @@ def _attacks(run: _Run, passes: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _per_class(records: Records, names: list[str] | None) -> list[dict[str, Any]]:
+def per_class(records: Records, names: list[str] | None) -> list[dict[str, Any]]:
     table, rows = records.table, []
     for label in np.unique(table["label"]).tolist():
         mine = table[table["label"] == label]
@@ -203,11 +200,11 @@ def _per_class(records: Records, names: list[str] | None) -> list[dict[str, Any]
     return rows
 
 
-def _curve(records: Records, eps: float, points: int = 21) -> list[dict[str, Any]]:
+def curve(records: Records, eps: float | None, points: int = 21) -> list[dict[str, Any]]:
     """Accuracy against eps: at each eps, the share of samples with no example at that distance or nearer."""
     table = records.table
     distance = np.where(np.isnan(table["distance"]), np.inf, table["distance"])
-    if not np.isfinite(eps):
+    if eps is None:
         eps = float(distance[np.isfinite(distance)].max(initial=0.0))
     rows = []
     for at in np.linspace(0.0, eps, points):

@@ -12,8 +12,9 @@ from sparring.attacks import GradientAttack
 from sparring.attacks.inputs import check_inputs, check_labels, split_inputs
 from sparring.borrow import borrow
 from sparring.evaluation import cascade
-from sparring.evaluation.run import LOOKS, placed, to_device
+from sparring.evaluation.placing import placed, to_device
 from sparring.evaluation.source import Source
+from sparring.evaluation.stream import LOOKS
 from sparring.objective import margin
 from sparring.threat import Threat
 from sparring.wrappers import Model
@@ -21,7 +22,7 @@ from sparring.wrappers import Model
 
 @dataclass(frozen=True)
 class Estimate:
-    """samples: how many (None: nobody knows). forwards, backwards: at most, a sample: one that no attack fools costs all of it.
+    """samples: how many (None: nobody knows). forwards, backwards: at most, a sample: what one costs that the last step fools.
     seconds_per_sample: for that sample, from one timed batch. Foreign attacks are not in it: `unknown` counts them."""
 
     samples: int | None
@@ -47,13 +48,14 @@ def estimate(
     device: torch.device | str | None = None,
     max_samples: int | None = None,
 ) -> Estimate:
-    """The cost of `evaluate` with these arguments if every sample stood to the end; the real cost is lower.
+    """The cost of `evaluate` with these arguments if every sample stood to the last step; the real cost is lower.
 
     Times one forward and backward of one batch (after one that warms up).
     """
     chosen = cascade.resolve(attacks, threat, None)
     ours = [attack for attack in chosen if isinstance(attack, GradientAttack)]
-    forwards = 1 + sum(attack.restarts * (attack.steps + 1) for attack in ours)
+    # besides the attacks: the clean look; and if it falls at the very end, to confirm, to draw back and to show it
+    forwards = 1 + sum(attack.restarts * (attack.steps + 1) for attack in ours) + 1 + LOOKS + 2
     backwards = sum(attack.restarts * attack.steps for attack in ours)
     source = Source(data, batch_size, max_samples, seed)
     batch = next(iter(source))
@@ -68,5 +70,5 @@ def estimate(
         start = time.perf_counter()
         borrowed.look(x, context)
         forward = (time.perf_counter() - start) / len(x)
-    seconds = backwards * both + (forwards - backwards + LOOKS) * forward
+    seconds = backwards * both + (forwards - backwards) * forward
     return Estimate(source.total, forwards, backwards, seconds, len(chosen) - len(ours))

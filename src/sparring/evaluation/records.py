@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,19 @@ PENDING, STARTED, DONE = 0, 1, 2
 # passes: forwards and backwards of each attack of the cascade.
 # state: PENDING, STARTED (in flight) or DONE. attack: the position of the attack that fooled the sample, or −1.
 # prediction and confidence: at the adversarial example. part, row: where that example is kept.
+# unconfirmed: successes that were gone when the model was asked again. probabilities: the clean output looks like them.
 COLUMNS = [
         ("index", "i8"), ("digest", "i8"), ("label", "i4"), ("state", "i1"), ("correct", "?"), ("robust", "?"),
         ("clean_prediction", "i4"), ("clean_confidence", "f4"), ("attack", "i2"), ("prediction", "i4"),
         ("confidence", "f4"), ("norm", "f8"), ("distance", "f8"), ("zero", "i4"), ("broken", "i4"),
-        ("forwards", "i8"), ("backwards", "i8"), ("part", "i4"), ("row", "i4"),
+        ("forwards", "i8"), ("backwards", "i8"), ("part", "i4"), ("row", "i4"), ("unconfirmed", "i2"),
+        ("probabilities", "?"),
 ]  # fmt: skip
-_KEPT_INSIDE = ("state", "part", "row", "passes")
+_KEPT_INSIDE = ("state", "part", "row", "unconfirmed", "probabilities", "passes")
 
 
 class Records:
-    """Rows in the order in which samples were met; `place[index]` finds one."""
+    """Rows in the order in which samples were met; `place(index)` finds one."""
 
     def __init__(self, attacks: int, room: int = 1024) -> None:
         self._table = np.zeros(room, np.dtype([*COLUMNS, ("passes", "i4", (attacks, 2))]))
@@ -43,6 +45,11 @@ class Records:
 
     def place(self, index: int) -> int | None:
         return self._place.get(index)
+
+    def same(self, index: int, digest: int) -> bool:
+        """Whether the sample of this number is the one with this fingerprint."""
+        place = self._place.get(index)
+        return place is not None and int(self._table[place]["digest"]) == digest
 
     def add(self, index: int) -> int:
         """A new row for this sample; its place."""
@@ -70,34 +77,33 @@ class Records:
         order = np.argsort(self.table["index"], kind="stable")
         return hashlib.sha256(self.table["digest"][order].astype("<i8").tobytes()).hexdigest()
 
-    def lines(self, places: Iterator[int] | None = None, inside: bool = False) -> Iterator[str]:
+    def lines(self, places: Sequence[int] | None = None, inside: bool = False, chunk: int = 4096) -> Iterator[str]:
         """One JSON object a row; `inside` adds what only a resumed run needs."""
-        for place in range(self._count) if places is None else places:
-            yield json.dumps(to_json(self._table[place], inside)) + "\n"
+        order: Any = np.arange(self._count) if places is None else np.asarray(places, dtype=np.int64)
+        names = [name for name in self._table.dtype.names or () if inside or name not in _KEPT_INSIDE]
+        for first in range(0, len(order), chunk):
+            rows = self._table[order[first : first + chunk]]
+            columns = [_json_column(name, rows[name]) for name in names]
+            for done, *values in zip((rows["state"] == DONE).tolist(), *columns, strict=True):
+                row = dict(zip(names, values, strict=True))
+                yield json.dumps(row if done else row | {"finished": False}) + "\n"
 
-    def take(self, line: str) -> None:
-        """A row back from its line."""
+    def take(self, line: str | bytes) -> None:
+        """A row back from its line; of two lines about one sample the later one counts."""
         values = json.loads(line)
-        place = self.add(values["index"])
+        index, digest = values["index"], int(values["digest"], 16)
+        place = self._place.get(index)
+        row = self._table[self.add(index) if place is None else place]
         for name in self._table.dtype.names or ():
-            value = values.get(name)
-            if name == "digest" and value is not None:
-                value = int(value, 16)
-            if value is not None:
-                self._table[place][name] = value
+            if values.get(name) is not None:
+                row[name] = digest if name == "digest" else values[name]
         if "state" not in values:
-            self._table[place]["state"] = DONE if values.get("finished", True) else STARTED
+            row["state"] = DONE if values.get("finished", True) else STARTED
 
 
-def to_json(row: Any, inside: bool = False) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name in row.dtype.names:
-        if name in _KEPT_INSIDE and not inside:
-            continue
-        value = row[name].tolist()
-        if isinstance(value, float) and np.isnan(value):
-            value = None
-        values[name] = f"{value:016x}" if name == "digest" else value
-    if row["state"] != DONE:
-        values["finished"] = False
-    return values
+def _json_column(name: str, values: np.ndarray[Any, Any]) -> list[Any]:
+    if name == "digest":
+        return [f"{value:016x}" for value in values.tolist()]
+    if values.dtype.kind == "f":
+        return [None if value != value else value for value in values.tolist()]  # NaN is no JSON
+    return list(values.tolist())

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring.evaluation.document import SCHEMA_VERSION
+from sparring.evaluation.document import SCHEMA_VERSION, schema
 from sparring.evaluation.records import DONE, Records
+from sparring.evaluation.source import Source, digest
 from sparring.evaluation.statistics import Proportion
 from sparring.evaluation.store import Example, Store, check_fingerprint, read_examples, replacing, sha256
 from sparring.evaluation.warnings import Warning
@@ -28,12 +29,9 @@ class EvaluationResult:
     attacks: one dict an attack. warnings: each with `.code` and `.message`. document: all that `result.json` holds.
     """
 
-    def __init__(
-        self, document: dict[str, Any], store: Store | None, scratch: Any = None, *, folder: Path | None = None
-    ) -> None:
-        self.document = document
-        self._store, self._scratch, self.folder = store, scratch, folder  # the scratch folder lives as long as this
-        self._records = store.records if store is not None else _read_records(folder or Path())
+    def __init__(self, document: dict[str, Any], store: Store | None = None, *, folder: Path | None = None) -> None:
+        self.document, self._store, self.folder = document, store, folder
+        self._records = store.records if store is not None else _read_records(folder or Path(), document)
 
     def _proportion(self, name: str) -> Proportion:
         return Proportion(self.document[name]["count"], self.document[name]["total"])
@@ -69,6 +67,11 @@ class EvaluationResult:
         return bool(self.document["finished"])
 
     @property
+    def unfinished(self) -> int:
+        """How many samples were still under attack when a time limit ended the run; they count as robust."""
+        return int((self._records.table["state"] != DONE).sum())
+
+    @property
     def forwards(self) -> int:
         return int(self.document["passes"]["forwards"])
 
@@ -88,8 +91,11 @@ class EvaluationResult:
     def examples(self) -> Iterator[Example]:
         if self._store is not None:
             return self._store.examples(self._store.fooled())
+        return (example for path in self._shards() for example in read_examples(path))
+
+    def _shards(self) -> list[Path]:
         assert self.folder is not None
-        return (example for path in _shards(self.folder) for example in read_examples(path))
+        return [self.folder / name for name in self.document["files"] if name.endswith(".safetensors")]
 
     def samples(self) -> Iterator[dict[str, Any]]:
         """What is known of each sample, as in `samples.jsonl`."""
@@ -103,38 +109,39 @@ class EvaluationResult:
 
     def picture(self, index: int) -> tuple[Tensor, Tensor]:
         """(original, adversarial) of one fooled sample. KeyError where that sample was not fooled."""
-        if self._store is not None:
-            place = self._records.place(index)
-            if place is not None and self._records.table[place]["part"] >= 0:
-                return next(iter(self._store.examples([place])))[1:]
-        for number, original, adversarial in self.examples if self._store is None else ():
-            if number == index:
-                return original, adversarial
+        place = self._records.place(index)
+        if place is not None and self._store is not None and self._records.table[place]["part"] >= 0:
+            return next(iter(self._store.examples([place])))[1:]
+        if place is not None and self._store is None:
+            for path in self._shards():
+                for example in read_examples(path, only=index):
+                    return example[1:]
         raise KeyError(f"sample {index} was not fooled: there is no example of it")
 
     def save(self, folder: str | Path) -> Path:
         """Write `result.json`, `samples.jsonl`, `adversarial-*.safetensors` and `report.html` into the folder; its path.
 
-        Every file is written whole or not at all, `result.json`, with the hashes of the others, last.
+        Every file is written whole or not at all, `result.json`, with the hashes of the others, last. A result that was
+        loaded is copied with the hashes that it came with, so that no damage is covered up.
         """
         from sparring import report
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").unlink(missing_ok=True)
+        document = self.document
         if self._store is not None:
+            (folder / "result.json").unlink(missing_ok=True)
             names = self._store.write_tidy(folder)
-        else:
-            assert self.folder is not None
-            names = ["samples.jsonl", *(path.name for path in _shards(self.folder))]
-            if folder.resolve() != self.folder.resolve():
-                for name in names:
-                    shutil.copyfile(self.folder / name, folder / name)
-        document = self.document | {"files": {name: sha256(folder / name) for name in names}}
+            document = document | {"files": {name: sha256(folder / name) for name in names}}
+        elif self.folder is not None and folder.resolve() != self.folder.resolve():
+            (folder / "result.json").unlink(missing_ok=True)
+            for name in document["files"]:
+                with open(self.folder / name, "rb") as source, replacing(folder / name, "wb") as file:
+                    shutil.copyfileobj(source, file)
+        html = report.render(document, self.picture)
         with replacing(folder / "report.html") as file:
-            file.write(report.render(document, self.picture))
+            file.write(html)
         with replacing(folder / "result.json") as file:
-            json.dump(document, file, indent=1)
+            json.dump(document, file, indent=1, allow_nan=False)
         return folder
 
     @classmethod
@@ -150,18 +157,33 @@ class EvaluationResult:
             document = json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: not readable JSON ({error})") from None
-        if document.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
-                f"{path}: schema version {document.get('schema_version')!r}, this sparring reads {SCHEMA_VERSION}"
-            )
-        return cls(document, None, folder=folder)
+        version = document.get("schema_version") if isinstance(document, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"{path}: schema version {version!r}, this sparring reads {SCHEMA_VERSION}")
+        missing = [name for name in schema()["required"] if name not in document]
+        if missing:
+            raise ValueError(f"{path}: {', '.join(missing)} missing, not a whole result")
+        if any(Path(name).name != name for name in document["files"]):
+            raise ValueError(f"{path}: files names a path, expected names of files in {folder}")
+        return cls(document, folder=folder)
 
     @classmethod
-    def load_matching(cls, folder: Path, identity: dict[str, Any]) -> EvaluationResult | None:
-        """The finished result in `folder`; None where it is unfinished. ValueError where it is of another evaluation."""
+    def load_matching(cls, folder: Path, identity: dict[str, Any], source: Source) -> EvaluationResult | None:
+        """The finished result in `folder`; None where it is unfinished. ValueError where it is of another evaluation.
+
+        Of the data, its length and first batch are compared: enough to notice another data set, and no wait.
+        """
         earlier = cls.load(folder)
         check_fingerprint(earlier.document["identity"], identity, folder)
-        return earlier if earlier.finished else None
+        if not earlier.finished:
+            return None
+        batch = next(iter(source))
+        for index, fingerprint in zip(batch.index.tolist(), digest(batch.x, batch.y), strict=True):
+            if not earlier._records.same(index, fingerprint):
+                raise ValueError(
+                    f"{folder} holds an evaluation of other data (sample {index} differs): choose another folder"
+                )
+        return earlier
 
 
 def load_result(folder: str | Path) -> EvaluationResult:
@@ -169,19 +191,17 @@ def load_result(folder: str | Path) -> EvaluationResult:
     return EvaluationResult.load(folder)
 
 
-def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("adversarial-*.safetensors"))
-
-
-def _read_records(folder: Path) -> Records:
+def _read_records(folder: Path, document: dict[str, Any]) -> Records:
     path, records = folder / "samples.jsonl", Records(0)
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: the result in {folder} is not whole")
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 records.take(line)
-            except (ValueError, KeyError, TypeError, OverflowError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise ValueError(f"{path}, line {number}: not a sample's record ({error})") from None
-    records.table["state"][records.table["state"] == 0] = DONE
+    expected = document["data"]["samples"]
+    if len(records) != expected:
+        raise ValueError(f"{path} holds {len(records)} samples, {folder / 'result.json'} says {expected}")
     return records

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
 
+from sparring.evaluation.randomness import OwnRandomness
 from sparring.noise import Noise
 
 
 @dataclass
 class Batch:
-    """index (n,) int64: position in the data set. x: a tensor, or a dict or tuple of them; y (n,)."""
+    """index (n,) int64: the samples' numbers. position (n,): where they are in the data. x: a tensor, or a dict or tuple
+    of them; y (n,)."""
 
     index: Tensor
+    position: Tensor
     x: Any
     y: Tensor
 
@@ -33,14 +36,18 @@ class Source:
 
         indices: the samples' numbers, where they are not their positions.
 
-        A shuffled DataLoader is read in its data set's order, so that sample numbers mean the same at every run.
+        A shuffled DataLoader is read whole and in its data set's order, so that sample numbers mean the same at every run;
+        one with a sampler of the user's own as it comes. What the data draws at random is fixed by `seed`.
         """
         self.batch_size, self.limit, self.indices = batch_size, max_samples, indices
+        self.randomness = OwnRandomness(seed)
         self.chosen: Tensor | None = None
         self.loader, length = self._loader(data)
         self.available = length
         if length == 0:
             raise ValueError("the data set is empty: there is nothing to evaluate")
+        if indices is not None:
+            _check_numbers(indices, length)
         self.total = length if max_samples is None or length is None else min(length, max_samples)
         if length is not None and self.total is not None and self.total < length:
             order = Noise(seed, torch.arange(length)).uniform((1,), "subset").squeeze(1).argsort()
@@ -61,9 +68,12 @@ class Source:
             return self._load(dataset), len(dataset)
         if isinstance(data, IterableDataset):
             return self._load(data), None
-        if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-            return self._load(data), len(data)
-        raise TypeError(f"data is {type(data).__name__}: expected a Dataset, a DataLoader or a pair of tensors (x, y)")
+        other = isinstance(data, (str, bytes, dict, Tensor)) or type(data).__module__ == "numpy"
+        if other or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+            raise TypeError(
+                f"data is {type(data).__name__}: expected a Dataset, a DataLoader or a pair of tensors (x, y)"
+            )
+        return self._load(data), len(data)
 
     def _load(self, dataset: Any, like: DataLoader[Any] | None = None) -> DataLoader[Any]:
         if self.chosen is not None:
@@ -81,35 +91,53 @@ class Source:
 
     def __iter__(self) -> Iterator[Batch]:
         seen = 0
-        for item in self.loader:
-            if not (isinstance(item, (tuple, list)) and len(item) == 2):
-                kind = f"a {type(item).__name__}" + (
-                    f" of {len(item)}" if isinstance(item, (tuple, list, dict)) else ""
-                )
-                raise TypeError(f"the data yields {kind}: expected pairs (x, y)")
-            x, y = item
-            y = torch.as_tensor(y)
-            count = len(y) if y.ndim else 0
-            if self.chosen is not None:
-                index = self.chosen[seen : seen + count]
-            else:
-                index = torch.arange(seen, seen + count)
-            if self.limit is not None and seen + count > self.limit:
-                keep = self.limit - seen
-                x, y, index = _first(x, keep), y[:keep], index[:keep]
-            seen += len(index)
-            if len(index):
-                yield Batch(index if self.indices is None else self._numbers(index), x, y)
+        for x, y in self._pairs():
+            count = len(y) if self.limit is None else min(len(y), self.limit - seen)
+            for first in range(0, count, self.batch_size):  # a loader of the user's own may hand out larger ones
+                rows = torch.arange(first, min(count, first + self.batch_size))
+                position = seen + rows if self.chosen is None else self.chosen[seen + rows]
+                whole = len(rows) == len(y)
+                yield Batch(self._numbers(position), position, x if whole else _pick(x, rows), y if whole else y[rows])
+            seen += count
             if self.limit is not None and seen >= self.limit:
                 break
         if not seen:
             raise ValueError("the data set is empty: there is nothing to evaluate")
 
+    def _pairs(self) -> Iterator[tuple[Any, Tensor]]:
+        with self.randomness:
+            items = iter(self.loader)
+        while True:
+            with self.randomness:
+                item = next(items, None)
+            if item is None:
+                return
+            if not (isinstance(item, (tuple, list)) and len(item) == 2):
+                sized = isinstance(item, (tuple, list, dict))
+                kind = f"a {type(item).__name__}" + (f" of {len(item)}" if sized else "")
+                raise TypeError(f"the data yields {kind}: expected pairs (x, y)")
+            y = torch.as_tensor(item[1])
+            if not y.ndim:
+                raise ValueError("the data yields single samples: expected batches (x, y), with labels (B,)")
+            yield item[0], y
+
     def _numbers(self, positions: Tensor) -> Tensor:
-        assert self.indices is not None
+        if self.indices is None:
+            return positions
         if int(positions.max()) >= len(self.indices):
             raise ValueError(f"{len(self.indices)} indices for more samples: expected one for each sample")
-        return self.indices[positions]
+        return self.indices[positions].cpu().long()
+
+
+def _check_numbers(indices: Tensor, length: int | None) -> None:
+    if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
+        raise TypeError(
+            f"indices of shape {tuple(indices.shape)} and dtype {indices.dtype}: expected whole numbers (N,)"
+        )
+    if length is not None and len(indices) != length:
+        raise ValueError(f"{len(indices)} indices for {length} samples: expected one for each sample")
+    if len(set(indices.tolist())) < len(indices):
+        raise ValueError("indices holds the same number twice: expected one of its own for each sample")
 
 
 class _Pair(Dataset[Any]):
@@ -119,7 +147,8 @@ class _Pair(Dataset[Any]):
         self.x, self.y = x, y
         for part in x.values() if isinstance(x, dict) else x if isinstance(x, (tuple, list)) else [x]:
             if not isinstance(part, Tensor):
-                raise TypeError(f"data's x is {type(part).__name__}: expected a tensor (N, ...)")
+                hint = "; use torch.from_numpy(x)" if type(part).__module__ == "numpy" else ""
+                raise TypeError(f"data's x is {type(part).__name__}: expected a tensor (N, ...){hint}")
             if len(part) != len(y):
                 raise ValueError(f"data has {len(part)} inputs and {len(y)} labels")
 
@@ -147,12 +176,8 @@ class _Numbers(Dataset[int]):
 
 def _pick(x: Any, rows: Tensor) -> Any:
     if isinstance(x, dict):
-        return {name: part[rows] for name, part in x.items()}
-    return type(x)(part[rows] for part in x) if isinstance(x, (tuple, list)) else x[rows]
-
-
-def _first(x: Any, count: int) -> Any:
-    return _pick(x, torch.arange(count))
+        return {name: _pick(part, rows) for name, part in x.items()}
+    return type(x)(_pick(part, rows) for part in x) if isinstance(x, (tuple, list)) else x[rows.to(x.device)]
 
 
 def digest(x: Any, y: Tensor) -> list[int]:

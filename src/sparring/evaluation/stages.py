@@ -12,6 +12,7 @@ from sparring.attacks import Adversarial, GradientAttack
 from sparring.attacks.inputs import with_logits
 from sparring.borrow import Borrowed
 from sparring.evaluation.cascade import Attack, name_of, settings_of
+from sparring.evaluation.randomness import OwnRandomness
 from sparring.objective import fooled, kl, predict, resolve
 from sparring.rows import Rows
 from sparring.threat import per_sample
@@ -102,12 +103,14 @@ class GradientStage:
 class CallStage:
     """Anybody's attack: a callable (model, x, y) that returns the adversarial inputs, or an `Adversarial`.
 
-    What it claims is not believed: the example is projected onto the set and the model asked again.
+    What it claims is not believed: the example is projected onto the set and the model asked again. What it draws from
+    the global random states is fixed by the seed, and leaves them as they were.
     """
 
     def __init__(self, attack: Any, model: Borrowed, capacity: int, seed: int) -> None:
         self.attack, self.model, self.capacity, self.seed = attack, model, capacity, seed
         self.name, self.settings, self.seconds = name_of(attack), settings_of(attack), 0.0
+        self.randomness = OwnRandomness(seed)
         self.queue: Rows | None = None
 
     @property
@@ -129,7 +132,8 @@ class CallStage:
         rows, rest = self.queue[order[: self.capacity]], self.queue[order[self.capacity :]]
         self.queue = rest if len(rest) else None
         counted = _Counting(self.model, rows.context)
-        found = self.attack(counted, rows.original, rows.y)
+        with self.randomness, torch.enable_grad():
+            found = self.attack(counted, rows.original.clone(), rows.y.clone())  # it may write to what it gets
         x = found.x if isinstance(found, Adversarial) else found
         if not isinstance(x, Tensor) or x.shape != rows.original.shape:
             kind = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__

@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,53 +20,71 @@ from typing import IO, Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sparring.evaluation.records import DONE, Records
 
-SHARD_BYTES = 32 << 20
+SHARD_BYTES = 16 << 20
+ROWS_AT_ONCE = 4096
 Example = tuple[int, Tensor, Tensor]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says in one line what could not be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"can't write {path}: {error.strerror or error}") from None
 
 
 @contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file that takes `path`'s place when it has been written whole, and leaves nothing behind otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Remove what a process killed while replacing one of the result's files has left."""
+    for name in ("samples.jsonl", "adversarial-*.safetensors", "report.html", "result.json"):
+        for path in folder.glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def save_examples(path: Path, index: Tensor, original: Tensor, adversarial: Tensor) -> None:
     """One safetensors file of `index` (n,), `original` and `adversarial` (n, *S), written whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors = {"index": index, "original": original, "adversarial": adversarial}
-    try:
-        save_file({name: part.detach().cpu().contiguous() for name, part in tensors.items()}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    data = save({name: part.detach().cpu().contiguous() for name, part in tensors.items()})
+    with replacing(path, "wb") as file:
+        file.write(data)
 
 
-def read_examples(path: Path, chunk: int = 64) -> Iterator[Example]:
-    """(index, original, adversarial), one sample at a time. ValueError naming the file where it is damaged."""
+def read_examples(path: Path, chunk: int = 64, only: int | None = None) -> Iterator[Example]:
+    """(index, original, adversarial), one sample at a time, or of the sample `only`. ValueError for a damaged file."""
     try:
         with safe_open(path, "pt") as file:
-            index = file.get_tensor("index")
-            for first in range(0, len(index), chunk):
-                original = file.get_slice("original")[first : first + chunk]
-                adversarial = file.get_slice("adversarial")[first : first + chunk]
-                yield from zip(index[first : first + chunk].tolist(), original, adversarial, strict=True)
+            index = file.get_tensor("index").tolist()
+            original, adversarial = file.get_slice("original"), file.get_slice("adversarial")
+            starts = range(0, len(index), chunk)
+            if only is not None:
+                at, chunk = index.index(only) if only in index else len(index), 1
+                starts = range(at, min(at + 1, len(index)))
+            for first in starts:
+                part = slice(first, first + chunk)
+                yield from zip(index[part], original[part], adversarial[part], strict=True)
     except FileNotFoundError:
-        raise
+        raise FileNotFoundError(f"{path} is missing: the result in {path.parent} is not whole") from None
     except Exception as error:  # safetensors raises its own type for any damage
-        raise ValueError(f"{path}: not a readable file of examples ({error})") from error
+        raise ValueError(f"{path}: not a readable file of examples ({error})") from None
 
 
 def sha256(path: Path) -> str:
@@ -80,15 +100,18 @@ def _slow(file: IO[bytes]) -> str:  # Python 3.10
 
 
 class Store:
-    """The working folder of one evaluation. With a `fingerprint` it goes on from what an earlier start has left."""
+    """The working folder of one evaluation; it goes on from what an earlier start with the same `fingerprint` has left."""
 
-    def __init__(self, folder: Path, fingerprint: dict[str, Any], attacks: int) -> None:
+    def __init__(self, folder: Path | None, fingerprint: dict[str, Any], attacks: int) -> None:
+        """folder: None for one that lives as long as the store."""
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="sparring-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.folder = folder
         self.records = Records(attacks)
         self._waiting: list[tuple[int, Tensor, Tensor]] = []  # place, original, adversarial
         self._unwritten: list[int] = []
         self._bytes = 0
-        folder.mkdir(parents=True, exist_ok=True)
         settings = folder / "run.json"
         if settings.exists():
             self._resume(settings, fingerprint)
@@ -102,27 +125,39 @@ class Store:
         return self.folder / "journal.jsonl"
 
     def _resume(self, settings: Path, fingerprint: dict[str, Any]) -> None:
-        check_fingerprint(json.loads(settings.read_text()), fingerprint, self.folder.parent)
+        try:
+            there = json.loads(settings.read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{settings}: not readable JSON ({error}); remove {self.folder} to start anew") from None
+        check_fingerprint(there, fingerprint, self.folder.parent)
         if not self._journal.exists():
             return
-        data = self._journal.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):  # killed while writing the last line
-            with replacing(self._journal, "wb") as file:
-                file.write(whole)
-        for line in whole.decode().splitlines():
-            self.records.take(line)
+        whole = 0
+        with open(self._journal, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):  # killed while writing it
+                    break
+                try:
+                    self.records.take(line)
+                except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+                    raise ValueError(
+                        f"{self._journal}, line {number}: not a sample's record ({error}); remove {self.folder} to "
+                        "start anew"
+                    ) from None
+                whole += len(line)
+        if whole < self._journal.stat().st_size:
+            os.truncate(self._journal, whole)
 
     def finish(self, place: int, example: tuple[Tensor, Tensor] | None = None) -> None:
         """This sample's row will not change any more; `example` is its (original, adversarial) where it was fooled."""
-        self.records.table[place]["state"] = DONE
-        self._unwritten.append(place)
         if example is not None:
             original, adversarial = (part.detach().cpu().clone() for part in example)
             self._waiting.append((place, original, adversarial))
             self._bytes += 2 * original.nbytes
-            if self._bytes >= SHARD_BYTES:
-                self.flush()
+        self.records.table[place]["state"] = DONE
+        self._unwritten.append(place)  # last: an interrupt before it forgets the sample, which is then attacked again
+        if self._bytes >= SHARD_BYTES or len(self._unwritten) >= ROWS_AT_ONCE:
+            self.flush()
 
     def flush(self) -> None:
         """Write what is finished: the examples, then the rows that speak of them."""
@@ -139,11 +174,20 @@ class Store:
             self._parts += 1
             self._waiting, self._bytes = [], 0
         if self._unwritten:
-            with open(self._journal, "a", encoding="utf-8") as file:
-                file.writelines(self.records.lines(iter(self._unwritten), inside=True))
-                file.flush()
-                os.fsync(file.fileno())
+            self._append("".join(self.records.lines(self._unwritten, inside=True)).encode())
             self._unwritten = []
+
+    def _append(self, data: bytes) -> None:
+        with writing(self._journal), open(self._journal, "ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(end)  # half a line would spoil the next one
+                raise
 
     def _part(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.safetensors"
@@ -165,6 +209,7 @@ class Store:
     def write_tidy(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> list[str]:
         """samples.jsonl and adversarial-*.safetensors in `folder`; their names. The records must be sorted."""
         self.flush()
+        clear_temporaries(folder)
         names = ["samples.jsonl"]
         with replacing(folder / names[0]) as file:
             file.writelines(self.records.lines())
@@ -195,7 +240,7 @@ class Store:
 class _Open:
     """Keeps the last few part files open: rows in sample order jump between neighbouring parts."""
 
-    def __init__(self, path: Callable[[int], Path], most: int = 8) -> None:
+    def __init__(self, path: Callable[[int], Path], most: int = 4) -> None:
         self.path, self.most = path, most
         self._files: dict[int, Any] = {}
 

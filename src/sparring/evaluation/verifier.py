@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,14 +15,15 @@ from torch import Tensor
 
 from sparring.borrow import Borrowed, borrow
 from sparring.evaluation import cascade
+from sparring.evaluation.claims import check_files, check_totals
 from sparring.evaluation.document import describe_model
+from sparring.evaluation.placing import placed, to_device
+from sparring.evaluation.records import DONE
 from sparring.evaluation.result import EvaluationResult
-from sparring.evaluation.run import evaluate, placed, to_device
+from sparring.evaluation.run import evaluate
 from sparring.evaluation.source import Source, digest
-from sparring.evaluation.statistics import Proportion
-from sparring.evaluation.store import Example, sha256
 from sparring.noise import Noise
-from sparring.objective import predict
+from sparring.objective import fooled, predict
 from sparring.threat import Threat
 from sparring.wrappers import AttackedInput, Model
 
@@ -58,6 +60,7 @@ def verify(
     *,
     attacks: cascade.Attacks | None = None,
     samples: int = 100,
+    indices: Tensor | None = None,
     seed: int = 1,
     batch_size: int = 128,
     device: torch.device | str | None = None,
@@ -68,30 +71,23 @@ def verify(
     and the box, starts at its original, and fools the model. With `data`: that the samples are the same, the clean
     verdicts, and up to `samples` of those claimed robust are attacked again, once with the recorded seed (one that falls
     now but did not then is a lie, if it falls to the very attacks that were recorded) and once with `seed`.
-    attacks: what to attack with (default: those recorded, where they are sparring's own).
+    attacks: what to attack with the second time (default: those recorded, where they are sparring's own). indices: the
+    samples' numbers, where the run had them.
     """
     if isinstance(model, AttackedInput):
         raise ValueError("a result of a model with several inputs does not hold the others: it can't be verified")
     result = EvaluationResult.load(folder)
-    report = Verification()
-    _check_files(result, report)
-    _check_totals(result, report)
     threat = threat_of(result)
-    with placed(model, device) as where:
-        weights = describe_model(model, None)["sha256"]
-        recorded = result.document["model"]["sha256"]
-        if recorded is not None and weights != recorded:
-            report.lies.append(
-                f"the model's weights are not those of the run (sha256 {str(weights)[:12]}…, then {recorded[:12]}…)"
-            )
-        else:
-            report.checked.append("weights")
-        with borrow(model) as borrowed:
-            _check_examples(result, report, borrowed, threat, where, batch_size)
-    if data is not None:
-        chosen = _check_data(result, report, model, data, samples, seed, batch_size, device)
-        if chosen is not None:
-            _attack_again(result, report, model, chosen, threat, attacks, seed, batch_size, device)
+    report = Verification()
+    report.lies += check_files(result)
+    report.checked.append(f"hashes of {len(result.document['files'])} files")
+    report.lies += check_totals(result)
+    report.checked.append(f"totals over {len(result.index)} samples")
+    again = _Again(result, report, model, threat, batch_size, device)
+    again.weights()
+    again.examples()
+    if data is not None and again.data(data, indices, samples, seed):
+        again.attack(attacks, seed)
     return report
 
 
@@ -102,177 +98,172 @@ def threat_of(result: EvaluationResult) -> Threat:
         raise ValueError(
             "the run used a mask or one eps per sample, which the result folder does not hold: can't verify it"
         )
-    return Threat(
-        about["norm"],
-        about["eps"],
-        None if about["bounds"] is None else tuple(about["bounds"]),
-        typed=about["eps_typed"],
-    )
+    bounds = None if about["bounds"] is None else tuple(about["bounds"])
+    return Threat(about["norm"], math.inf if about["eps"] is None else about["eps"], bounds, typed=about["eps_typed"])
 
 
-def _check_files(result: EvaluationResult, report: Verification) -> None:
-    assert result.folder is not None
-    for name, expected in result.document["files"].items():
-        path = result.folder / name
-        if not path.exists():
-            report.lies.append(f"{name} is missing")
-        elif sha256(path) != expected:
-            report.lies.append(f"{name} was changed after the run: its hash is not the recorded one")
-    report.checked.append(f"hashes of {len(result.document['files'])} files")
+class _Again:
+    """What the run did with the model, done again. A lie is what the model denies twice: asked in a batch, and alone.
 
+    Kernels round differently in batches of another size, so that in float32 an honest verdict at the very border may turn
+    in one of them.
+    """
 
-def _check_totals(result: EvaluationResult, report: Verification) -> None:
-    document, table = result.document, result._records.table
-    total = len(table)
-    for name, column in (("clean_accuracy", "correct"), ("robust_accuracy", "robust")):
-        counted, claimed = Proportion(int(table[column].sum()), total), document[name]
-        if (claimed["count"], claimed["total"]) != (counted.count, counted.total) or abs(
-            claimed["value"] - counted.value
-        ) > 1e-9:
-            report.lies.append(
-                f"{name} claims {claimed['count']} of {claimed['total']}, the samples' rows say {counted.count} of {total}"
+    def __init__(
+        self, result: EvaluationResult, report: Verification, model: Model, threat: Threat, batch_size: int, device: Any
+    ) -> None:
+        self.result, self.report, self.model, self.threat = result, report, model, threat
+        self.batch_size, self.device = batch_size, device
+        self.table, self.place = result._records.table, result._records.place
+        self.chosen: list[tuple[int, Tensor, int]] = []  # index, x, label of samples claimed robust
+
+    def weights(self) -> None:
+        now, then = describe_model(self.model, None)["sha256"], self.result.document["model"]["sha256"]
+        if then is None:
+            self.report.checked.append("no weights (the model is a plain callable)")
+        elif now != then:
+            self.report.lies.append(
+                f"the model's weights are not those of the run (sha256 {now or 'none'}, then {then})"
             )
-    if bool((table["robust"] & ~table["correct"]).any()):
-        report.lies.append("a sample is called robust though its clean prediction is wrong")
-    if result._records.data_sha256() != document["data"]["sha256"]:
-        report.lies.append("the hash of the data does not follow from the samples' rows")
-    report.checked.append(f"totals over {total} samples")
+        else:
+            self.report.checked.append("weights")
 
+    def _predict(self, model: Borrowed, x: Tensor, where: Any, expected: Tensor, same: bool) -> Tensor:
+        """Predictions (n,), where they are not as expected (the same class; or another, and a sound one) of each alone."""
+        prediction = predict(model.look(to_device(x, where))).cpu()
+        for i in range(len(x)):
+            if not (prediction[i] == expected[i] if same else fooled(prediction[i : i + 1], expected[i : i + 1])):
+                prediction[i] = predict(model.look(to_device(x[i : i + 1], where))).cpu()[0]
+        return prediction
 
-def _chunks(examples: Iterator[Example], size: int) -> Iterator[list[Example]]:
-    while chunk := list(islice(examples, size)):
-        yield chunk
+    def examples(self) -> None:
+        """Ball, box, original, and that it fools: of each saved example."""
+        fallen = set(self.table["index"][self.table["correct"] & ~self.table["robust"]].tolist())
+        shown: list[int] = []
+        bad: dict[str, list[int]] = {}
+        rounded, images = 0, self.threat.bounds == (0.0, 1.0)
+        examples = self.result.examples
+        with placed(self.model, self.device) as where, borrow(self.model) as model:
+            try:
+                while chunk := list(islice(examples, self.batch_size)):
+                    index = [i for i, _, _ in chunk]
+                    original = torch.stack([example[1] for example in chunk])
+                    adversarial = torch.stack([example[2] for example in chunk])
+                    places = [self.place(i) for i in index]
+                    labels = torch.tensor([-1 if p is None else int(self.table[p]["label"]) for p in places])
+                    prediction = self._predict(model, adversarial, where, labels, same=False)
+                    fools = fooled(prediction, labels)
+                    found = self._misplaced(index, original, adversarial, labels) | {"not fooling": ~fools}
+                    for name, mask in found.items():
+                        bad.setdefault(name, []).extend(i for i, is_bad in zip(index, mask.tolist()) if is_bad)
+                    shown += index
+                    self.report.fooling += int(fools.sum())
+                    if images:
+                        saved = (adversarial.float() * 255).round().div(255).to(adversarial.dtype)
+                        rounded += int(fooled(predict(model.look(to_device(saved, where))).cpu(), labels).sum())
+            except (ValueError, FileNotFoundError, RuntimeError) as error:  # a damaged file, or inputs of another shape
+                self.report.lies.append(f"the examples can't be checked: {error}")
+        self.report.examples, self.report.still_8bit = len(shown), rounded if images else None
+        self.report.lies += [
+            f"{len(indices)} saved examples are {name} (first: sample {indices[0]})"
+            for name, indices in bad.items()
+            if indices
+        ]
+        if set(shown) != fallen or len(set(shown)) < len(shown):
+            self.report.lies.append(
+                f"{len(fallen - set(shown))} fooled samples have no example, {len(set(shown) - fallen)} examples belong to "
+                f"no fooled sample, {len(shown) - len(set(shown))} are there twice"
+            )
+        self.report.checked.append(f"{len(shown)} examples: ball, box, original, fooling")
 
-
-def _check_examples(
-    result: EvaluationResult, report: Verification, model: Borrowed, threat: Threat, device: Any, batch_size: int
-) -> None:
-    table = result._records.table
-    rows = {int(row["index"]): row for row in table}
-    fallen = {int(i) for i in table["index"][table["correct"] & ~table["robust"]]}
-    shown: set[int] = set()
-    limit = float(threat.eps if not isinstance(threat.eps, Tensor) else threat.eps.max())
-    low, high = threat.bounds or (-np.inf, np.inf)
-    images = threat.bounds == (0.0, 1.0)
-    bad: dict[str, list[int]] = {
-        "outside the ball": [],
-        "outside the box": [],
-        "not fooling": [],
-        "of another original": [],
-    }
-    rounded = 0
-    for chunk in _chunks(result.examples, batch_size):
-        index, original, adversarial = [i for i, _, _ in chunk], *(torch.stack([e[k] for e in chunk]) for k in (1, 2))  # type: ignore[misc]
-        shown.update(index)
-        labels = torch.tensor([int(rows[i]["label"]) if i in rows else -1 for i in index])
-        slack = 1e-6 + limit * (
-            1e-6 if adversarial.dtype in (torch.float32, torch.float64) else torch.finfo(adversarial.dtype).eps
-        )
-        sizes = threat.size(original, adversarial)
-        wrong = predict(model.look(adversarial.to(device or "cpu"))).cpu() != labels
-        report.fooling += int(wrong.sum())
-        found = {
-            "outside the ball": sizes > limit + slack,
-            "outside the box": (adversarial.flatten(1).amin(1) < low) | (adversarial.flatten(1).amax(1) > high),
-            "not fooling": ~wrong,
+    def _misplaced(self, index: list[int], original: Tensor, adversarial: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Where each kind of geometry is wrong, (n,) bool; written so that NaN is wrong."""
+        limit = float(self.threat.eps)
+        low, high = self.threat.bounds or (-math.inf, math.inf)
+        precision = torch.finfo(adversarial.dtype).eps if adversarial.element_size() < 4 else 1e-6
+        sizes, flat = self.threat.size(original, adversarial).double(), adversarial.flatten(1)
+        told = [math.nan if (p := self.place(i)) is None else float(self.table[p]["norm"]) for i in index]
+        prints = digest(original, labels)
+        return {
+            "outside the ball": ~(sizes <= limit + 1e-6 + limit * precision),
+            "outside the box": ~((flat.amin(1) >= low) & (flat.amax(1) <= high)),
+            "of another size than their rows say": ~((sizes - torch.tensor(told)).abs() <= 1e-6 + 1e-4 * sizes),
             "of another original": torch.tensor(
-                [
-                    i not in rows or d != int(rows[i]["digest"])
-                    for i, d in zip(index, digest(original, labels), strict=True)
-                ]
+                [not self.result._records.same(i, d) for i, d in zip(index, prints, strict=True)]
             ),
         }
-        for name, mask in found.items():
-            bad[name] += [i for i, is_bad in zip(index, mask.tolist(), strict=True) if is_bad]
-        if images:
-            saved = (adversarial.float() * 255).round().div(255).to(adversarial.dtype)
-            rounded += int((predict(model.look(saved.to(device or "cpu"))).cpu() != labels).sum())
-    report.examples, report.still_8bit = len(shown), rounded if images else None
-    for name, indices in bad.items():
-        if indices:
-            report.lies.append(f"{len(indices)} saved examples are {name} (first: sample {indices[0]})")
-    if shown != fallen:
-        report.lies.append(
-            f"{len(fallen - shown)} fooled samples have no example, {len(shown - fallen)} examples belong to no fooled sample"
-        )
-    report.checked.append(f"{len(shown)} examples: ball, box, original, fooling")
 
-
-def _check_data(
-    result: EvaluationResult,
-    report: Verification,
-    model: Model,
-    data: Any,
-    samples: int,
-    seed: int,
-    batch_size: int,
-    device: Any,
-) -> list[tuple[int, Any, int]] | None:
-    """Hold the data against the rows; the samples claimed robust that are to be attacked again."""
-    table = result._records.table
-    rows = {int(row["index"]): row for row in table}
-    claimed = torch.from_numpy(table["index"][table["robust"]].copy())
-    order = Noise(seed, claimed).uniform((1,), "verify").squeeze(1).argsort()
-    wanted = set(claimed[order[:samples]].tolist())
-    recorded = result.document["settings"]["max_samples"]
-    seen, other, clean, chosen = 0, 0, 0, []
-    with placed(model, device) as where, borrow(model) as borrowed:
-        for batch in Source(data, batch_size, recorded, int(result.document["seed"])):
-            prediction = predict(borrowed.look(to_device(batch.x, where))).cpu()
-            for i, (index, fingerprint) in enumerate(zip(batch.index.tolist(), digest(batch.x, batch.y), strict=True)):
-                row = rows.get(index)
-                if row is None:
+    def data(self, data: Any, indices: Tensor | None, samples: int, seed: int) -> bool:
+        """Hold the data and the clean verdicts against the rows, and pick whom to attack again; whether it is the data."""
+        document, table = self.result.document, self.table
+        claimed = torch.from_numpy(table["index"][table["robust"] & (table["state"] == DONE)].copy())
+        order = Noise(seed, claimed).uniform((1,), "verify").squeeze(1).argsort()
+        wanted = set(claimed[order[:samples]].tolist())
+        seen, other, wrong = 0, 0, []
+        source = Source(data, self.batch_size, document["settings"]["max_samples"], int(document["seed"]), indices)
+        with placed(self.model, self.device) as where, borrow(self.model) as model:
+            for batch in source:
+                places = {i: place for i, n in enumerate(batch.index.tolist()) if (place := self.place(n)) is not None}
+                keep = list(places)
+                if not keep:
                     continue
-                seen += 1
-                other += int(row["digest"]) != fingerprint
-                clean += bool(prediction[i] == batch.y[i]) != bool(row["correct"])
-                if index in wanted:
-                    chosen.append((index, batch.x[i], int(batch.y[i])))
-    if seen < len(rows) or other:
-        report.lies.append(f"the data is not that of the run: {other} samples differ, {len(rows) - seen} are missing")
-        return None
-    if clean > max(1, 0.001 * seen):
-        report.lies.append(f"{clean} of {seen} clean verdicts are not what the model says")
-    report.checked.append(f"data and clean verdicts of {seen} samples")
-    return chosen
-
-
-def _attack_again(
-    result: EvaluationResult, report: Verification, model: Model, chosen: list[tuple[int, Any, int]], threat: Threat,
-    attacks: cascade.Attacks | None, seed: int, batch_size: int, device: Any,
-) -> None:  # fmt: skip
-    if not chosen:
-        return
-    chosen = sorted(chosen, key=lambda sample: sample[0])
-    x, y = torch.stack([x for _, x, _ in chosen]), torch.tensor([y for _, _, y in chosen])
-    index = torch.tensor([i for i, _, _ in chosen])
-    same = cascade.recorded(result.document["attacks"], threat) if attacks is None else None
-    if attacks is None and same is None:
-        report.checked.append("no sample was attacked again: the recorded attacks are not sparring's own; name some")
-        return
-
-    def fallen(with_attacks: Any, with_seed: int) -> Tensor:
-        again = evaluate(
-            model,
-            (x, y),
-            threat,
-            attacks=with_attacks,
-            batch_size=batch_size,
-            seed=with_seed,
-            device=device,
-            indices=index,
-        )
-        return ~again.robust
-
-    if same is not None:
-        lost = fallen(same, int(result.document["seed"]))
-        allowed = 0 if x.dtype == torch.float64 else 0.001 * len(chosen)
-        # kernels round differently in batches of another size: one verdict in a thousand may differ in float32
-        if int(lost.sum()) > max(1, allowed):
-            report.lies.append(
-                f"{int(lost.sum())} of {len(chosen)} samples claimed robust fall to the recorded attacks with the recorded seed "
-                f"(first: sample {int(index[lost][0])})"
+                x, y, index = batch.x[keep], batch.y[keep], batch.index[keep].tolist()
+                rows = table[list(places.values())]
+                seen += len(keep)
+                differ = np.array(digest(x, y)) != rows["digest"]
+                other += int(differ.sum())
+                if other:
+                    continue
+                expected = torch.from_numpy(rows["clean_prediction"].astype(np.int64))
+                prediction = self._predict(model, x, where, expected, same=True)
+                wrong += [i for i, same in zip(index, (prediction == expected).tolist()) if not same]
+                self.chosen += [(i, x[k], int(y[k])) for k, i in enumerate(index) if i in wanted]
+        if seen < len(table) or other:
+            self.report.lies.append(
+                f"the data is not that of the run: {other} samples differ, {len(table) - seen} are missing"
             )
-    lost = fallen(attacks if same is None else same, seed)
-    report.attacked_again, report.fallen = len(chosen), int(lost.sum())
-    report.checked.append(f"{len(chosen)} samples claimed robust, attacked again")
+            return False
+        if wrong:
+            self.report.lies.append(
+                f"{len(wrong)} clean predictions are not what the model says (first: sample {wrong[0]})"
+            )
+        self.report.checked.append(f"data and clean predictions of {seen} samples")
+        return True
+
+    def attack(self, attacks: cascade.Attacks | None, seed: int) -> None:
+        """Attack samples claimed robust: with what was recorded and its seed, where none may fall; and with another seed."""
+        if not self.chosen:
+            return
+        recorded = cascade.recorded(self.result.document["attacks"], self.threat)
+        if attacks is None and recorded is None:
+            self.report.checked.append(
+                "no sample was attacked again: the recorded attacks are not sparring's own; name some"
+            )
+            return
+        self.chosen.sort(key=lambda sample: sample[0])
+        everyone = range(len(self.chosen))
+        if recorded is not None:
+            lost = self._fallen(recorded, int(self.result.document["seed"]), everyone)
+            lost = [i for i in lost if self._fallen(recorded, int(self.result.document["seed"]), [i])]
+            if lost:
+                self.report.lies.append(
+                    f"{len(lost)} of {len(self.chosen)} samples claimed robust fall to the recorded attacks with the recorded "
+                    f"seed (first: sample {self.chosen[lost[0]][0]})"
+                )
+        fallen = self._fallen(attacks or recorded, seed, everyone)
+        self.report.attacked_again, self.report.fallen = len(self.chosen), len(fallen)
+        self.report.checked.append(f"{len(self.chosen)} samples claimed robust, attacked again")
+
+    def _fallen(self, attacks: Any, seed: int, which: Sequence[int]) -> list[int]:
+        index, x, y = zip(*(self.chosen[i] for i in which), strict=True)
+        again = evaluate(
+            self.model,
+            (torch.stack(x), torch.tensor(y)),
+            self.threat,
+            attacks=attacks,
+            batch_size=self.batch_size,
+            seed=seed,
+            device=self.device,
+            indices=torch.tensor(index),
+        )
+        return [i for i, held in zip(which, again.robust.tolist(), strict=True) if not held]

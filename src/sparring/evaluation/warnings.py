@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from sparring.evaluation.records import Records
+from sparring.evaluation.records import DONE, Records
 
 
 @dataclass(frozen=True)
@@ -17,18 +15,11 @@ class Warning:
     message: str
 
 
-@dataclass
-class Observed:
-    """What an evaluation notices on the way."""
-
-    looks_like_probabilities: bool = True
-
-
-def judge(records: Records, observed: Observed, *, classes: int, in_flight: int, unconfirmed: int) -> list[Warning]:
+def judge(records: Records, *, classes: int) -> list[Warning]:
     """The warnings that these records call for."""
     table, found = records.table, []
     total = len(table)
-    if observed.looks_like_probabilities and total:
+    if total and bool(table["probabilities"].all()):
         found.append(
             Warning(
                 "probabilities",
@@ -65,6 +56,7 @@ def judge(records: Records, observed: Observed, *, classes: int, in_flight: int,
                 "The attack is weaker than it looks there. Look for divisions, square roots or logarithms at 0 in the model.",
             )
         )
+    unconfirmed = int(table["unconfirmed"].sum())
     if unconfirmed > 0.001 * attacked:
         found.append(
             Warning(
@@ -73,6 +65,7 @@ def judge(records: Records, observed: Observed, *, classes: int, in_flight: int,
                 "counted. The model may be random, or its output may depend on the rest of the batch.",
             )
         )
+    in_flight = int((table["state"] != DONE).sum())
     if in_flight:
         found.append(
             Warning(
@@ -82,7 +75,3 @@ def judge(records: Records, observed: Observed, *, classes: int, in_flight: int,
             )
         )
     return found
-
-
-def count_in_flight(records: Records, done: int) -> int:
-    return int(np.sum(records.table["state"] != done))

@@ -1,0 +1,37 @@
+"""Where the model and its inputs are while they are worked with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparring.wrappers import Model
+
+
+def to_device(x: Any, device: torch.device | None) -> Any:
+    """A tensor, or a dict or tuple of them, on the device (None: where it is)."""
+    if isinstance(x, dict):
+        return {name: to_device(part, device) for name, part in x.items()}
+    if isinstance(x, (tuple, list)):
+        return type(x)(to_device(part, device) for part in x)
+    return x if device is None or not isinstance(x, torch.Tensor) else x.to(device, non_blocking=True)
+
+
+@contextmanager
+def placed(model: Model, device: torch.device | str | None) -> Iterator[torch.device | None]:
+    """The model on the device, and back afterwards; the device to send data to."""
+    first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    home = None if first is None else first.device
+    where = home if device is None else torch.device(device)
+    if not isinstance(model, nn.Module) or home is None or home == where:
+        yield where
+        return
+    try:
+        model.to(where)
+        yield where
+    finally:
+        model.to(home)

@@ -1,0 +1,248 @@
+"""An evaluation under way: data streams through the attacks; what is still right at the end counts as robust."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sparring.attacks.inputs import check_inputs, check_label_range, check_labels, split_inputs
+from sparring.borrow import Borrowed, looks_like_probabilities
+from sparring.evaluation import cascade
+from sparring.evaluation.placing import to_device
+from sparring.evaluation.progress import Progress
+from sparring.evaluation.records import STARTED
+from sparring.evaluation.source import Batch, Source, digest
+from sparring.evaluation.stages import Stage, draw_back, make_stage
+from sparring.evaluation.store import Store
+from sparring.objective import fooled, predict
+from sparring.rows import Rows
+from sparring.threat import Threat
+
+LOOKS = 8  # bisections on the way back from an example to its original
+FLUSH_SECONDS = 10.0
+
+
+class Stream:
+    """Pulls data, keeps the stages fed, and settles samples as they fall or survive."""
+
+    def __init__(
+        self,
+        model: Borrowed,
+        source: Source,
+        threat: Threat,
+        attacks: list[cascade.Attack],
+        store: Store,
+        device: torch.device | None,
+        *,
+        batch_size: int,
+        seed: int,
+        time_limit: float | None,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self.model, self.source, self.threat, self.store, self.device = model, source, threat, store, device
+        self.batch_size, self.time_limit, self.report = batch_size, time_limit, report
+        self.records = store.records
+        table = self.records.table  # what an earlier start has finished
+        self.resumed = self.done = len(table)
+        self.correct, self.fooled = int(table["correct"].sum()), int((table["attack"] >= 0).sum())
+        # each attack draws numbers of its own
+        self.stages: list[Stage] = [
+            make_stage(attack, model, batch_size, seed + 1_000_003 * i) for i, attack in enumerate(attacks)
+        ]
+        self.fallen: list[Rows | None] = [None] * len(attacks)  # by each stage, not settled yet
+        self.batches = iter(source)
+        self.shape: list[int] | None = None
+        self.finished = False
+        self._start = self._flushed = self._told = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def go(self) -> None:
+        """To the end, or until time is up (after one batch at least, so that something is known)."""
+        while not self.finished:
+            self.finished = not self._work()
+            self._tell()
+            if self.time_limit is not None and self.seconds >= self.time_limit:
+                break
+        for number in range(len(self.stages)):  # where time ran out
+            self._settle(number)
+            for rows in self.stages[number].under_way():
+                self._account(rows, number)
+        self._tell(last=True)
+
+    def _work(self) -> bool:
+        """The piece of work nearest to the exit that fills a batch, else more data, else what is left; whether there was any."""
+        ripe = [i for i, rows in enumerate(self.fallen) if rows is not None and 4 * len(rows) >= self.batch_size]
+        full = [i for i, stage in enumerate(self.stages) if stage.ready >= self.batch_size]
+        if ripe:
+            self._settle(ripe[-1])
+        elif full:
+            self._step(full[-1])
+        elif (batch := next(self.batches, None)) is not None:
+            self._meet(batch)
+        elif busy := [i for i, stage in enumerate(self.stages) if stage.busy]:
+            self._step(busy[0])
+        elif waiting := [i for i, rows in enumerate(self.fallen) if rows is not None]:
+            self._settle(waiting[0])
+        else:
+            return False
+        return True
+
+    def _account(self, rows: Rows, number: int) -> None:
+        """Book the passes that these samples have cost at this stage."""
+        table, places = self.records.table, rows.ticket.numpy()
+        table["passes"][places, number, 0] += rows.forwards.numpy()
+        table["passes"][places, number, 1] += rows.backwards.numpy()
+        for name in ("forwards", "backwards", "zero", "broken"):
+            table[name][places] += getattr(rows, name).numpy()
+
+    def _finish(self, place: int, example: tuple[Tensor, Tensor] | None = None) -> None:
+        self.store.finish(place, example)
+        self.done += 1
+        self.fooled += example is not None
+
+    def _tell(self, last: bool = False) -> None:
+        now = time.monotonic()
+        if last or now - self._told > 0.1:
+            self._told = now
+            passes = (self.model.forwards, self.model.backwards)
+            met = (len(self.records), self.correct, self.fooled)
+            self.report(Progress(self.done, self.source.total, *met, *passes, self.seconds, self.resumed))
+        if now - self._flushed > FLUSH_SECONDS:
+            self.store.flush()
+            self._flushed = now
+
+    def _meet(self, batch: Batch) -> None:
+        """Look at new samples; those the model gets right go to the first attack."""
+        x, y, context = self._checked(batch)
+        self.shape = list(x.shape[1:])
+        prints = digest(batch.x, y)
+        new: list[int] = []
+        for i, (index, fingerprint) in enumerate(zip(batch.index.tolist(), prints, strict=True)):
+            if self.records.place(index) is None:
+                new.append(i)
+            elif not self.records.same(index, fingerprint):
+                raise ValueError(
+                    f"sample {index} is not the one that the evaluation in {self.store.folder.parent} began with: "
+                    "go on with the same data, or choose another folder"
+                )
+        rows = torch.tensor(new, dtype=torch.int64)
+        if not len(rows):
+            if self.model.classes is None:  # of a run that was killed after its last sample
+                self.model.look(x, context)
+            return
+        here = rows.to(x.device)
+        x, y, context = x[here], y[here], {name: part[here] for name, part in context.items()}
+        logits = self.model.look(x, context)
+        check_label_range(y, logits.shape[1])
+        prediction, index = predict(logits), batch.index[rows]
+        if bool((prediction < 0).any()):
+            bad = index[(prediction < 0).cpu()].tolist()
+            raise ValueError(
+                f"the model returns NaN or inf for {len(bad)} clean samples (first: sample {bad[0]}): "
+                "check its weights and its input range"
+            )
+        correct = prediction == y
+        threat = self._threat_of(batch.position[rows], x)
+        places = torch.tensor([self.records.add(i) for i in index.tolist()])
+        self._enter(places, [prints[i] for i in new], logits, y, correct)
+        right = correct.cpu()
+        for place in places[~right].tolist():
+            self._finish(place)
+        if bool(right.any()):
+            started = Rows(places, index, x, y, threat, context=context, reference=logits)
+            self.stages[0].feed(started[right])
+
+    def _checked(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The attacked tensor, labels (n,) and the other inputs, on the device."""
+        x, context = split_inputs(self.model.model, to_device(batch.x, self.device))
+        try:
+            y = check_labels(batch.y, x)
+            if x.is_floating_point() and not bool(x.isfinite().all()):
+                bad = batch.index[(~x.flatten(1).isfinite().all(1)).cpu()].tolist()
+                raise ValueError(f"x holds NaN or inf in {len(bad)} (first: sample {bad[0]}): clean the data first")
+            check_inputs(x, self.threat)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"samples {int(batch.index[0])} to {int(batch.index[-1])}: {error}") from None
+        return x, y, context
+
+    def _enter(self, places: Tensor, prints: list[int], logits: Tensor, y: Tensor, correct: Tensor) -> None:
+        """Write down what the clean logits say."""
+        table, at = self.records.table, places.numpy()
+        self.correct += int(correct.sum())
+        columns = {"label": y, "clean_prediction": predict(logits), "correct": correct, "robust": correct}
+        columns |= {"clean_confidence": logits.float().softmax(1).amax(1)}
+        for name, values in columns.items():
+            table[name][at] = values.cpu().numpy()
+        table["digest"][at], table["probabilities"][at] = prints, looks_like_probabilities(logits)
+        table["forwards"][at], table["state"][at] = 1, STARTED
+
+    def _threat_of(self, position: Tensor, x: Tensor) -> Threat:
+        """The threat of these samples: eps or a mask with one value per sample is looked up by position in the data."""
+        eps, mask = self.threat.eps, self.threat.mask
+        if isinstance(eps, Tensor):
+            eps = self._of(eps, position, "eps")
+        if mask is not None and mask.ndim == x.ndim:
+            mask = mask[0] if len(mask) == 1 else self._of(mask, position, "mask")
+        same = eps is self.threat.eps and mask is self.threat.mask
+        return (self.threat if same else replace(self.threat, eps=eps, mask=mask)).for_inputs(x)
+
+    def _of(self, values: Tensor, position: Tensor, name: str) -> Tensor:
+        available = self.source.available
+        if int(position.max()) >= len(values) or available not in (None, len(values)):
+            raise ValueError(
+                f"{name} holds {len(values)} values, the data {available or 'more'} samples: expected one for all, or "
+                "one per sample"
+            )
+        return values[position.to(values.device)]
+
+    def _step(self, number: int) -> None:
+        """Take one stage a step on: the fallen wait to be settled, survivors go to the next stage or are robust."""
+        done = self.stages[number].step()
+        if done is None:
+            return
+        self._account(done, number)
+        fell = done.fooled.cpu()
+        if bool(fell.any()):
+            rows, before = done[fell], self.fallen[number]
+            self.fallen[number] = rows if before is None else before + rows
+        self._pass_on(done[~fell], number)
+
+    def _pass_on(self, standing: Rows, number: int) -> None:
+        if not len(standing):
+            return
+        if number + 1 < len(self.stages):
+            self.stages[number + 1].feed(standing)
+        else:
+            for place in standing.ticket.tolist():
+                self._finish(place)
+
+    def _settle(self, number: int) -> None:
+        """Confirm this stage's examples by asking again, and draw them back; the others stand."""
+        rows, self.fallen[number] = self.fallen[number], None
+        if rows is None:
+            return
+        logits = self.model.look(rows.best, rows.context)
+        prediction = predict(logits)
+        sure = fooled(prediction, rows.y).cpu()
+        table, places = self.records.table, rows.ticket.numpy()
+        table["forwards"][places] += 1
+        table["unconfirmed"][places] += (~sure).numpy()
+        self._pass_on(rows[~sure], number)
+        rows, places = rows[sure], places[sure.numpy()]
+        if not len(rows):
+            return
+        table["distance"][places] = draw_back(self.model, rows, LOOKS).numpy()
+        table["forwards"][places] += LOOKS
+        table["robust"][places], table["attack"][places] = False, number
+        table["prediction"][places] = prediction.cpu()[sure].numpy()
+        table["confidence"][places] = logits.float().softmax(1).amax(1).cpu()[sure].numpy()
+        table["norm"][places] = rows.threat.size(rows.original, rows.best).double().cpu().numpy()
+        for i, place in enumerate(places.tolist()):
+            self._finish(place, (rows.original[i], rows.best[i]))
