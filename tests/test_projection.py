@@ -243,11 +243,15 @@ def test_steepest_step_has_unit_norm_and_grows_most(case: Case, seed: int) -> No
     torch.testing.assert_close(inner, dual, rtol=1e-9, atol=0)  # Hölder's inequality, met with equality
 
 
-def test_l1_step_leaves_out_what_the_box_holds() -> None:
+def test_l1_step_spends_its_length_where_the_box_lets_it() -> None:
     threat = Threat("l1", 1.0)
-    x = torch.tensor([[1.0, 0.0, 0.5, 0.5]])
-    step = threat.steepest(torch.tensor([[9.0, -8.0, 2.0, -1.0]]), x, sparsity=0.75)
-    assert step.tolist() == [[0.0, 0.0, 1.0, 0.0]]
+    x, gradient = torch.tensor([[1.0, 0.1, 0.5, 0.5, 0.5]]), torch.tensor([[9.0, -8.0, 2.0, -1.0, 0.0]])
+    # nothing left for the first, 0.1 for the second, up to 0.5 for the third, the rest for the fourth
+    step = threat.steepest(gradient, x, sparsity=0.8, length=0.8) * 0.8
+    torch.testing.assert_close(step, torch.tensor([[0.0, -0.1, 0.5, -0.2, 0.0]]))
+    # shared by two entries: no entry gets more than half
+    step = threat.steepest(gradient, x, sparsity=0.6, length=torch.tensor([0.4])) * 0.4
+    torch.testing.assert_close(step, torch.tensor([[0.0, -0.1, 0.2, -0.1, 0.0]]))
 
 
 def test_l1_and_l2_random_points_fill_the_ball() -> None:

@@ -207,11 +207,13 @@ class Threat:
             moved = torch.where(order < eps, noise.uniform(shape, *draw, like=wide, low=low, high=high), wide)
         return self.project(x, moved.to(x.dtype) if x.dtype == wide.dtype else moved)
 
-    def steepest(self, gradient: Tensor, x: Tensor, sparsity: float = 0.95) -> Tensor:
+    def steepest(self, gradient: Tensor, x: Tensor, sparsity: float = 0.95, length: float | Tensor = 1.0) -> Tensor:
         """The direction of length 1 in this norm along which a linear function with this gradient grows fastest.
 
-        gradient, x: (B, *S), `x` the point it was taken at. l1: as in SLIDE (Tramèr and Boneh, 2019) the step is shared
-        by the (1 − sparsity) part of the entries with the largest gradient that the box does not hold back.
+        gradient, x: (B, *S), `x` the point it was taken at. length: how far the step will go, a number or (B,). l1: a
+        sparse step as in SLIDE (Tramèr and Boneh, 2019), at most length / k to an entry with k = (1 − sparsity) of all;
+        entries are served in the order of their gradients, each no further than the box lets it, until the length is
+        spent. So entries at the end of the box neither stop the step nor waste it.
         Zero where the gradient is zero, never NaN.
         """
         if self.mask is not None:
@@ -222,16 +224,19 @@ class Threat:
         if self.norm == "l2":
             largest = flat.abs().amax(1, keepdim=True)  # first, so that squares neither vanish nor overflow
             flat = flat / torch.where(largest > 0, largest, 1)
-            length = flat.norm(dim=1, keepdim=True)
-            return (flat / torch.where(length > 0, length, 1)).view_as(gradient)
+            norm = flat.norm(dim=1, keepdim=True)
+            return (flat / torch.where(norm > 0, norm, 1)).view_as(gradient)
         if self.norm == "l1":
             low, high = self._limits(x)
-            held = ((flat > 0) & (x.flatten(1) >= high)) | ((flat < 0) & (x.flatten(1) <= low))
-            size = flat.abs().masked_fill_(held, 0.0)
-            keep = max(1, round((1 - sparsity) * flat.shape[1]))
-            threshold = size.topk(keep, dim=1).values[:, -1:]
-            step = torch.where((size >= threshold) & (size > 0), flat.sign(), 0.0)
-            return (step / step.abs().sum(1, keepdim=True).clamp_min(1)).view_as(gradient)
+            at, size = x.to(flat.dtype).flatten(1), flat.abs()
+            room = torch.where(flat > 0, high - at, at - low).clamp_min(0)
+            whole = length.to(flat.dtype)[:, None] if isinstance(length, Tensor) else flat.new_tensor(length)
+            most = 1 / max(1, round((1 - sparsity) * flat.shape[1]))
+            order = size.argsort(dim=1, descending=True, stable=True)
+            share = (room / whole.clamp_min(torch.finfo(flat.dtype).tiny)).clamp_max(most)
+            share = torch.where(size > 0, share, 0).gather(1, order)
+            share = share.minimum((1 - (share.cumsum(1) - share)).clamp_min(0))
+            return (torch.zeros_like(flat).scatter(1, order, share) * flat.sign()).view_as(gradient)
         raise ValueError("l0 has no steepest step: use an attack made for l0")
 
     def size(self, x: Tensor, moved: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparring.ascent import Probe
 from sparring.attacks.base import GradientAttack
-from sparring.attacks.sign import need_norm, stepped
+from sparring.attacks.sign import climbed, need_finite, need_norm
 from sparring.noise import Noise
 from sparring.rows import Rows
 
@@ -38,6 +38,8 @@ class PGD(GradientAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         need_norm(self, "linf", "l2", "l1")
+        if self.step_size is None or self.random_start:
+            need_finite(self)
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"PGD(schedule={self.schedule!r}): expected 'constant' or 'cosine'")
         if not 0 <= self.sparsity < 1:
@@ -52,4 +54,4 @@ class PGD(GradientAttack):
         size: float | Tensor = 2.5 * rows.threat.eps / self.steps if self.step_size is None else self.step_size
         if self.schedule == "cosine":
             size = size * (1 + torch.cos(rows.step * (math.pi / self.steps))).to(gradient.device)
-        return stepped(rows, rows.threat.steepest(gradient, rows.x, self.sparsity), size)
+        return climbed(rows, gradient, size, self.sparsity)

@@ -5,6 +5,7 @@ Under an l2 or l1 threat the sign becomes that norm's steepest step (the fast gr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,21 @@ def stepped(rows: Rows, direction: Tensor, size: float | Tensor) -> Tensor:
     """One projected step from `rows.x` along a direction of length 1."""
     scale = per_sample(size, direction).to(direction.dtype) if isinstance(size, Tensor) else size
     return rows.threat.project(rows.original, rows.x + scale * direction)
+
+
+def climbed(rows: Rows, gradient: Tensor, size: float | Tensor, sparsity: float = 0.95) -> Tensor:
+    """One projected step of this size along the norm's steepest direction."""
+    return stepped(rows, rows.threat.steepest(gradient, rows.x, sparsity, size), size)
+
+
+def need_finite(attack: GradientAttack) -> None:
+    """A step that is a part of eps needs an eps that has parts."""
+    eps = attack.threat.eps
+    if math.isinf(float(eps.max()) if isinstance(eps, Tensor) else eps):
+        choose = ", or give step_size" if hasattr(attack, "step_size") else ""
+        raise ValueError(
+            f"{attack.name}(threat={attack.threat!r}): its steps are a part of eps; give a finite one{choose}"
+        )
 
 
 def need_norm(attack: GradientAttack, *norms: str) -> None:
@@ -45,9 +61,10 @@ class FGSM(GradientAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         need_norm(self, "linf", "l2", "l1")
+        need_finite(self)
 
     def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
-        return stepped(rows, rows.threat.steepest(gradient, rows.x), rows.threat.eps)
+        return climbed(rows, gradient, rows.threat.eps)
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,7 @@ class RFGSM(GradientAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         need_norm(self, "linf")
+        need_finite(self)
         eps = self.threat.eps
         if self.random_step is not None and not 0 <= self.random_step <= (
             float(eps.min()) if isinstance(eps, Tensor) else eps
@@ -80,7 +98,7 @@ class RFGSM(GradientAttack):
 
     def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
         eps = rows.threat.eps
-        return stepped(rows, rows.threat.steepest(gradient, rows.x), eps - self._first(eps))
+        return climbed(rows, gradient, eps - self._first(eps))
 
 
 @dataclass(frozen=True)
@@ -96,10 +114,12 @@ class IFGSM(GradientAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         need_norm(self, "linf", "l2", "l1")
+        if self.step_size is None:
+            need_finite(self)
 
     def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
         size = 1.25 * rows.threat.eps / self.steps if self.step_size is None else self.step_size
-        return stepped(rows, rows.threat.steepest(gradient, rows.x), size)
+        return climbed(rows, gradient, size)
 
 
 @dataclass(frozen=True)
@@ -117,6 +137,8 @@ class MIFGSM(GradientAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         need_norm(self, "linf", "l2", "l1")
+        if self.step_size is None:
+            need_finite(self)
         if not self.decay >= 0:
             raise ValueError(f"MIFGSM(decay={self.decay!r}): expected a number that is not negative")
 
@@ -132,4 +154,4 @@ class MIFGSM(GradientAttack):
         velocity = self.decay * rows.memory["velocity"] + wide / per_sample(torch.where(mean > 0, mean, 1), wide)
         rows.memory["velocity"] = velocity
         size = rows.threat.eps / self.steps if self.step_size is None else self.step_size
-        return stepped(rows, rows.threat.steepest(velocity, rows.x), size)
+        return climbed(rows, velocity, size)
