@@ -6,6 +6,7 @@ The first thing that one sees of optimisation: x is drawn from the integers 1 to
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Mapping
@@ -103,7 +104,8 @@ class DescentResult:
             seen = f"within {NEAR:g} at batch {len(trace.x)}" if trace.reached else f"{gap:.3g} away at {len(trace.x)}"
             axes.set_title(trace.name, loc="left", color=color, fontsize=11, fontweight="bold", pad=20)
             axes.text(0, 1.03, seen, transform=axes.transAxes, color=style.MUTED, fontsize=9.5)
-            gaps = [max(y - MINIMUM, 1e-4) for y in trace.y]  # a step onto the minimum has no place on a log axis
+            # a step onto the minimum has no place on a log axis, and one to infinity on no axis
+            gaps = [min(max(y - MINIMUM, 1e-4), 1e12) for y in trace.y if not math.isnan(y)]
             steps = range(1, len(gaps) + 1)
             below.plot(steps, gaps, color=color, linestyle=dashes, linewidth=2, label=trace.name)
             below.plot(len(gaps), gaps[-1], color=color, marker="o", markersize=7, markeredgecolor=style.PAPER)
@@ -172,7 +174,7 @@ def descend(start: float, optimizer: type[torch.optim.Optimizer], *, name: str |
 
     seen: list[tuple[float, float]] = []
     while len(seen) < LONGEST:
-        seen.append((x.item(), x.item() ** 2 + MINIMUM))
+        seen.append((x.item(), x.item() * x.item() + MINIMUM))
         if not abs(seen[-1][1] - MINIMUM) > NEAR:
             break
         try:

@@ -266,7 +266,7 @@ def _grow(model: nn.Module, network: str, x: Tensor, y: Tensor, eps: float, seed
 
 
 def _line(model: nn.Module, x: Tensor, y: Tensor, points: int) -> Line:
-    t = torch.linspace(-1, 1, points)
+    t = torch.linspace(-1, 1, points, dtype=torch.float64)
     direction = _gradients(model, x, lambda rows, logits: cross_entropy(logits, y[rows])).sign()
     logits = torch.stack([logits_of(model, x + float(step) * direction) for step in t])  # (T, N, C)
     own = logits.gather(2, y.expand(points, -1)[:, :, None]).squeeze(2).double()

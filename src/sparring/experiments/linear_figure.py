@@ -57,6 +57,7 @@ def logits_panel(axes: Axes, line: Line) -> None:
         else:
             axes.plot(line.t, logits, color=style.GRID, linewidth=1.4)
     axes.axvline(0, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_xticks((-1, -0.5, 0, 0.5, 1))
     axes.set_xlabel("t in x + t·sign(gradient of the loss)")
     axes.set_ylabel("logit")
     _title(axes, "Logits of one image along the sign direction")
@@ -69,6 +70,7 @@ def error_panel(axes: Axes, line: Line) -> None:
     axes.axvline(0, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xticks((-1, -0.5, 0, 0.5, 1))
     axes.set_xlabel("t in x + t·sign(gradient of the loss)")
     axes.set_ylabel("error")
     _title(axes, "Error of the maxout network along it")

@@ -135,6 +135,4 @@ def open_pair(name: str) -> tuple[data.LabelledImages, data.LabelledImages]:
     try:
         return data.open(name, "train"), data.open(name, "test")
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error} Or choose data sets that are here: fashion-mnist:bundled comes along."
-        ) from error
+        raise FileNotFoundError(f"{error} (fashion-mnist:bundled is always here)") from error
