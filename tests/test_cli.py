@@ -15,8 +15,6 @@ import yaml
 from sparring.cli import main
 from sparring.cli.app import BAD_INPUT, COMMANDS, DONE
 
-DESCENT_6 = "batch=20 x=0.0864691128 y=2.0074769075"
-
 
 def run_process(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "sparring", *arguments], capture_output=True, text=True, **more)
@@ -55,8 +53,9 @@ def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[
 
 
 def test_help_comes_at_once() -> None:
-    # Processor seconds, which a busy machine does not change; on an idle one they are the wall's.
-    assert min(_processor_seconds("attack", "--help") for _ in range(3)) < 0.3
+    # 0.3 s on an idle machine. Processor seconds, since others may be at work too, and twice as many, since they
+    # share its cores; importing torch alone takes more.
+    assert min(_processor_seconds("evaluate", "--help") for _ in range(3)) < 0.6
 
 
 def _processor_seconds(*arguments: str) -> float:
@@ -66,20 +65,13 @@ def _processor_seconds(*arguments: str) -> float:
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
-def test_descent_prints_the_trace_to_the_digit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["descent", "--start", "6", "--out", str(tmp_path)]) == DONE
-    out = capsys.readouterr().out
-    assert "batch=14 x=0.3298534883 y=2.1088033238" in out
-    assert DESCENT_6 in out
+def test_descent_gives_the_trace_to_the_digit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["descent", "--start", "6", "--json", "--out", str(tmp_path)]) == DONE
+    captured = capsys.readouterr()
+    assert "batch=14 x=0.3298534883 y=2.1088033238" in captured.err
+    assert "batch=20 x=0.0864691128 y=2.0074769075" in captured.err
+    assert json.loads(captured.out)["traces"][0]["x"][-1] == pytest.approx(0.0864691128)
     assert (tmp_path / "descent.png").stat().st_size > 10_000
-
-
-def test_json_is_alone_on_stdout(tmp_path: Path) -> None:
-    done = run_process("descent", "--start", "6", "--json", "--out", str(tmp_path))
-    assert done.returncode == DONE
-    document = json.loads(done.stdout)
-    assert document["traces"][0]["x"][-1] == pytest.approx(0.0864691128)
-    assert DESCENT_6 in done.stderr
 
 
 def test_print_config_is_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
