@@ -42,7 +42,7 @@ def project_l2(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
 
 
 def _length(size: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(size, dim=1, keepdim=True)
+    return size.norm(dim=1, keepdim=True)
 
 
 def project_l1(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:

@@ -158,6 +158,7 @@ def describe(
             "backwards": int(table["backwards"].sum()),
             "clean": total,
             "distance": forwards - total - int(stage_passes[:, 0].sum()),
+            "distance_backwards": int(table["backwards"].sum()) - int(stage_passes[:, 1].sum()),
             "gallery": shown,
         },
         "per_class": per_class(records, about_data["class_names"]),

@@ -12,9 +12,9 @@ from sparring.attacks import GradientAttack
 from sparring.attacks.inputs import check_inputs, check_labels, split_inputs
 from sparring.borrow import borrow
 from sparring.evaluation import cascade
+from sparring.evaluation.nearest import LOOKS, STEPS
 from sparring.evaluation.placing import placed, to_device
 from sparring.evaluation.source import Source
-from sparring.evaluation.stream import LOOKS
 from sparring.objective import margin
 from sparring.threat import Threat
 from sparring.wrappers import Model
@@ -54,9 +54,10 @@ def estimate(
     """
     chosen = cascade.resolve(attacks, threat, None)
     ours = [attack for attack in chosen if isinstance(attack, GradientAttack)]
-    # besides the attacks: the clean look; and if it falls at the very end, to confirm, to draw back and to show it
-    forwards = 1 + sum(attack.restarts * (attack.steps + 1) for attack in ours) + 1 + LOOKS + 2
-    backwards = sum(attack.restarts * attack.steps for attack in ours)
+    # besides the attacks: the clean look; and if it falls at the very end, to confirm, to find how near, and to show it
+    inwards = STEPS + 1 if ours else LOOKS
+    forwards = 1 + sum(attack.restarts * (attack.steps + 1) for attack in ours) + 1 + inwards + 2
+    backwards = sum(attack.restarts * attack.steps for attack in ours) + (STEPS if ours else 0)
     source = Source(data, batch_size, max_samples, seed)
     batch = next(iter(source))
     with placed(model, device) as where, borrow(model) as borrowed:

@@ -15,7 +15,6 @@ from sparring.evaluation.cascade import Attack, name_of, settings_of
 from sparring.evaluation.randomness import OwnRandomness
 from sparring.objective import fooled, kl, predict, resolve
 from sparring.rows import Rows
-from sparring.threat import per_sample
 
 
 class Stage(Protocol):
@@ -186,22 +185,3 @@ def _share(total: int, count: int) -> Tensor:
     shares = torch.full((count,), total // count, dtype=torch.int64)
     shares[: total % count] += 1
     return shares
-
-
-def draw_back(model: Borrowed, rows: Rows, looks: int) -> Tensor:
-    """The smallest norm on the way back to the original at which each fooled sample is still fooled, (N,) float64.
-
-    Bisection along the segment from original to example, `looks` forwards a sample: to 2^−looks of the way.
-    """
-    dtype = torch.promote_types(rows.best.dtype, torch.float32)
-    origin, change = rows.original.to(dtype), rows.best.to(dtype) - rows.original.to(dtype)
-    inside = torch.zeros(len(rows), dtype=dtype, device=origin.device)
-    outside = torch.ones_like(inside)
-    nearest = rows.best
-    for _ in range(looks):
-        middle = (inside + outside) / 2
-        x = (origin + per_sample(middle, origin) * change).to(rows.best.dtype)
-        still = fooled(predict(model.look(x, rows.context)), rows.y)
-        inside, outside = torch.where(still, inside, middle), torch.where(still, middle, outside)
-        nearest = torch.where(per_sample(still, x), x, nearest)
-    return rows.threat.size(rows.original, nearest).double().cpu()

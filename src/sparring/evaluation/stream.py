@@ -9,20 +9,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from sparring.attacks import GradientAttack
 from sparring.attacks.inputs import check_inputs, check_label_range, check_labels, split_inputs
 from sparring.borrow import Borrowed, looks_like_probabilities
 from sparring.evaluation import cascade
+from sparring.evaluation.nearest import draw_back, smallest_norm
 from sparring.evaluation.placing import to_device
 from sparring.evaluation.progress import Progress
 from sparring.evaluation.records import STARTED
 from sparring.evaluation.source import Batch, Source, digest
-from sparring.evaluation.stages import Stage, draw_back, make_stage
+from sparring.evaluation.stages import Stage, make_stage
 from sparring.evaluation.store import Store
 from sparring.objective import fooled, predict
 from sparring.rows import Rows
 from sparring.threat import Threat
 
-LOOKS = 8  # bisections on the way back from an example to its original
 FLUSH_SECONDS = 10.0
 
 
@@ -53,6 +54,8 @@ class Stream:
         self.stages: list[Stage] = [
             make_stage(attack, model, batch_size, seed + 1_000_003 * i) for i, attack in enumerate(attacks)
         ]
+        # a run of foreign attacks alone asks for no gradients
+        self.gradients = any(isinstance(attack, GradientAttack) for attack in attacks)
         self.fallen: list[Rows | None] = [None] * len(attacks)  # by each stage, not settled yet
         self.batches = iter(source)
         self.shape: list[int] | None = None
@@ -224,7 +227,7 @@ class Stream:
                 self._finish(place)
 
     def _settle(self, number: int) -> None:
-        """Confirm this stage's examples by asking again, and draw them back; the others stand."""
+        """Confirm this stage's examples by asking again, and find how near failure lies; the others stand."""
         rows, self.fallen[number] = self.fallen[number], None
         if rows is None:
             return
@@ -238,8 +241,10 @@ class Stream:
         rows, places = rows[sure], places[sure.numpy()]
         if not len(rows):
             return
-        table["distance"][places] = draw_back(self.model, rows, LOOKS).numpy()
-        table["forwards"][places] += LOOKS
+        found = smallest_norm(self.model, rows) if self.gradients else draw_back(self.model, rows)
+        table["distance"][places] = found.norm.numpy()
+        table["forwards"][places] += found.forwards
+        table["backwards"][places] += found.backwards
         table["robust"][places], table["attack"][places] = False, number
         table["prediction"][places] = prediction.cpu()[sure].numpy()
         table["confidence"][places] = logits.float().softmax(1).amax(1).cpu()[sure].numpy()
