@@ -42,7 +42,8 @@ def project_l2(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
 
 
 def _length(size: Tensor) -> Tensor:
-    return size.norm(dim=1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(size, dim=1, keepdim=True)
+    return length
 
 
 def project_l1(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
