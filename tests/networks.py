@@ -33,6 +33,24 @@ def mlp(shape: Sequence[int], classes: int = 4, seed: int = 0, dtype: torch.dtyp
         return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 16), nn.Tanh(), nn.Linear(16, classes)).to(dtype)
 
 
+class RowWise(nn.Module):
+    """A two-layer network whose sums run within one sample, so that its float64 logits are the same bits in any batch.
+
+    Matrix products are not: BLAS picks another order of summation for another batch size.
+    """
+
+    def __init__(self, shape: Sequence[int], classes: int = 3, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        entries = math.prod(shape)
+        self.first = nn.Parameter(torch.randn(8, entries, generator=generator, dtype=torch.float64) / entries**0.5 * 3)
+        self.second = nn.Parameter(torch.randn(classes, 8, generator=generator, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = ((x.flatten(1) - 0.5)[:, None] * self.first).sum(2).tanh()
+        return (hidden[:, None] * self.second).sum(2)
+
+
 def convolutional(classes: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
     """Convolution, BatchNorm, dropout: everything that a mode changes. Takes (B, 3, H, W) of any size."""
     with torch.random.fork_rng():

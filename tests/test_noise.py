@@ -11,22 +11,23 @@ from hypothesis import strategies as st
 
 from sparring.noise import Noise
 
-METHODS = ["bits", "uniform", "normal", "sign"]
+METHODS = ["bits", "uniform", "normal", "exponential", "sign"]
 
 
 @given(
     indices=st.lists(st.integers(0, 10**9), min_size=1, max_size=8, unique=True),
     seed=st.integers(-(2**62), 2**62),
     method=st.sampled_from(METHODS),
+    shape=st.sampled_from([(2, 3), (1,), (13,), (5, 7)]),
     data=st.data(),
 )
 def test_a_sample_gets_the_same_noise_in_any_company(
-    indices: list[int], seed: int, method: str, data: st.DataObject
+    indices: list[int], seed: int, method: str, shape: tuple[int, ...], data: st.DataObject
 ) -> None:
-    whole = getattr(Noise(seed, torch.tensor(indices)), method)((2, 3), "start", 1)
+    whole = getattr(Noise(seed, torch.tensor(indices)), method)(shape, "start", 1)
     order = data.draw(st.permutations(range(len(indices))))
     part = order[: data.draw(st.integers(1, len(order)))]
-    alone = getattr(Noise(seed, torch.tensor([indices[i] for i in part])), method)((2, 3), "start", 1)
+    alone = getattr(Noise(seed, torch.tensor([indices[i] for i in part])), method)(shape, "start", 1)
     assert torch.equal(alone, whole[part])
 
 
@@ -72,6 +73,16 @@ def test_normal(seed: int, shape: tuple[int, int]) -> None:
     # standard errors of the first four moments: 1, √2, √15, √96 over √n
     for power, moment, error in ((1, 0, 1.0), (2, 1, 2.0), (3, 0, 15.0), (4, 3, 96.0)):
         assert float((z**power).mean()) == pytest.approx(moment, abs=4 * math.sqrt(error / n))
+
+
+def test_exponential_and_root() -> None:
+    noise = Noise(0, torch.arange(20_000))
+    e = noise.exponential((1,), "e").flatten().double().sort().values
+    assert kolmogorov(e, 1 - torch.exp(-e)) < 1.95
+    r = noise.root(5, "r").flatten().double().sort().values
+    assert kolmogorov(r, r**5) < 1.95
+    by_sample = noise.root(torch.full((20_000, 1), 5), "r")
+    assert torch.equal(by_sample, noise.root(5, "r"))
 
 
 def test_sign_and_below_are_fair() -> None:

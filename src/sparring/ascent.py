@@ -61,8 +61,9 @@ class Pool:
     """The samples that are under attack now, at most `capacity` at a time, each at its own step.
 
     `add` brings samples in, `step` takes every one of them one step on and hands back those that are done, and the free
-    places can be filled again. A sample's last iterate needs a forward only: such samples are parked until a full
-    batch of them, or nothing else, is left, so that K steps cost K backwards and K + 1 forwards in any company.
+    places can be filled again. A sample's last iterate needs a forward only: such samples are parked until a full batch
+    of them (a quarter where restarts bring them back), or nothing else, is left, so that K steps cost K backwards and
+    K + 1 forwards in any company.
     """
 
     def __init__(
@@ -93,9 +94,14 @@ class Pool:
         return sum(len(rows) for rows in (self.active, self.parked) if rows is not None)
 
     @property
+    def _limit(self) -> int:
+        return self.capacity or 1 << 62
+
+    @property
     def room(self) -> int:
-        """How many samples can join."""
-        return max(0, (self.capacity or 1 << 62) - (0 if self.active is None else len(self.active)))
+        """How many samples can join. Parked samples hold their places where a restart will bring them back."""
+        returning = len(self.parked) if self.parked is not None and self.recipe.restarts > 1 else 0
+        return max(0, self._limit - returning - (0 if self.active is None else len(self.active)))
 
     def add(self, rows: Rows) -> None:
         """Begin with these samples."""
@@ -126,7 +132,8 @@ class Pool:
     def step(self) -> Rows | None:
         """One probe of every active sample, or one look at the parked ones; the samples that are done, if any."""
         parked = 0 if self.parked is None else len(self.parked)
-        if parked and (self.active is None or not len(self.active) or parked >= (self.capacity or 1 << 62)):
+        enough = self._limit if self.recipe.restarts == 1 else max(1, self._limit // 4)
+        if parked and (self.active is None or not len(self.active) or parked >= enough):
             return self._finish()
         return self._climb() if self.active is not None and len(self.active) else None
 
@@ -161,6 +168,9 @@ class Pool:
         """Look at last iterates: done, unless restarts are left that could still change something."""
         rows, self.parked = self.parked, None
         assert rows is not None
+        if len(rows) > self._limit:
+            order = torch.arange(len(rows))
+            rows, self.parked = rows[order[: self._limit]], rows[order[self._limit :]]
         logits = self.model.look(rows.x, rows.context)
         rows.forwards = rows.forwards + 1
         self._judge(rows, logits, self._value(rows, logits))

@@ -28,6 +28,12 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
+def _settled(values: Tensor, like: Tensor | None) -> Tensor:
+    """Float64 rounded to float32, then to `like`: a kernel's vector part and its tail differ in the last bit of a
+    logarithm, and so a sample's noise would depend on its place in the batch."""
+    return values.float() if like is None else values.float().to(like.device, like.dtype)
+
+
 class Noise:
     """Random draws for the samples `indices` (N,) under `seed`; `draw` names each draw, as in ``("start", restart)``.
 
@@ -75,10 +81,18 @@ class Noise:
 
     def normal(self, shape: Sequence[int], *draw: str | int | Tensor, like: Tensor | None = None) -> Tensor:
         """(N, *shape) standard normal (Box-Muller, from 24-bit uniforms)."""
-        radius = self.uniform(shape, *draw, "radius").log_().mul_(-2).sqrt_()
-        angle = self.uniform(shape, *draw, "angle", high=2 * math.pi).cos_()
-        normal = radius.mul_(angle)
-        return normal if like is None else normal.to(like.device, like.dtype)
+        radius = self.uniform(shape, *draw, "radius").double().log_().mul_(-2).sqrt_()
+        angle = self.uniform(shape, *draw, "angle").double().mul_(2 * math.pi).cos_()
+        return _settled(radius.mul_(angle), like)
+
+    def exponential(self, shape: Sequence[int], *draw: str | int | Tensor, like: Tensor | None = None) -> Tensor:
+        """(N, *shape) exponential with mean 1."""
+        return _settled(self.uniform(shape, *draw).double().log_().neg_(), like)
+
+    def root(self, power: int | Tensor, *draw: str | int | Tensor, like: Tensor | None = None) -> Tensor:
+        """(N, 1) u^(1/power), u uniform: how far out a random point of a ball lies. power: a number or (N, 1)."""
+        power = power.cpu().double() if isinstance(power, Tensor) else power
+        return _settled(self.uniform((1,), *draw).double() ** (1 / power), like)
 
     def below(self, high: int | Tensor, shape: Sequence[int], *draw: str | int | Tensor) -> Tensor:
         """(N, *shape) int64, uniform on 0 … high − 1, on the CPU (`high` may be a tensor that broadcasts)."""

@@ -55,8 +55,8 @@ def project_l1(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     radius = _column(eps, size)
     moved = torch.minimum(size, room)
     over = moved.sum(1, keepdim=True) - radius
-    outside = over > 0
-    if not bool(outside.any()):
+    open_ = over > 0  # a row that is solved stays as it is: its result may not depend on the batch
+    if not bool(open_.any()):
         return moved
     slack = 4 * torch.finfo(size.dtype).eps * radius
     below, above = torch.zeros_like(radius), size.amax(1, keepdim=True)
@@ -64,13 +64,14 @@ def project_l1(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     while True:
         falls = (moved > 0) & (moved < room)
         newton = shift + over / falls.sum(1, keepdim=True).clamp_min(1)
-        inside = (newton > below) & (newton < above) & outside
-        shift = torch.where(outside, torch.where(inside, newton, (below + above) / 2), 0)
+        inside = (newton > below) & (newton < above)
+        shift = torch.where(open_, torch.where(inside, newton, (below + above) / 2), shift)
         moved = torch.minimum((size - shift).clamp_min_(0), room)
         over = moved.sum(1, keepdim=True) - radius
         below, above = torch.where(over > 0, shift, below), torch.where(over > 0, above, shift)
         narrow = above - below <= torch.finfo(size.dtype).eps * above
-        if bool((~outside | (over.abs() <= slack) | narrow).all()):
+        open_ = open_ & (over.abs() > slack) & ~narrow
+        if not bool(open_.any()):
             return moved
 
 

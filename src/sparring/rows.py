@@ -55,7 +55,11 @@ class Rows:
         """Both, one after the other."""
         if not len(self) or not len(other):
             return self if len(self) else other
-        return replace(self, **{f.name: _join(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
+        memory = _merge(self.memory, len(self), other.memory, len(other))
+        joined = {
+            f.name: _join(getattr(self, f.name), getattr(other, f.name)) for f in fields(self) if f.name != "memory"
+        }
+        return replace(self, memory=memory, **joined)
 
 
 T = TypeVar("T")
@@ -80,3 +84,15 @@ def _join(a: Any, b: Any) -> Any:
     if isinstance(a, list):
         return a + b
     return a.joined(b) if isinstance(a, Threat) else a
+
+
+def _merge(a: dict[str, Any], count_a: int, b: dict[str, Any], count_b: int) -> dict[str, Any]:
+    """Two memories as one; rows that remember nothing yet under a name get zeros, or None in a list."""
+
+    def part(memory: dict[str, Any], name: str, other: Any, count: int) -> Any:
+        if name in memory:
+            return memory[name]
+        return [None] * count if isinstance(other, list) else other.new_zeros((count, *other.shape[1:]))
+
+    names = [*a, *(name for name in b if name not in a)]
+    return {n: _join(part(a, n, b.get(n), count_a), part(b, n, a.get(n), count_b)) for n in names}

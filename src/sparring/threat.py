@@ -191,12 +191,12 @@ class Threat:
             if free is not None:
                 direction = direction * free
             entries = direction.shape[1] if free is None else free.sum(1, keepdim=True).clamp_min(1)
-            radius = noise.uniform((1,), *draw, "radius", like=wide) ** (1 / entries)
+            radius = noise.root(entries, *draw, "radius", like=wide)
             length = direction.norm(dim=1, keepdim=True)
             moved = wide + eps * (direction / torch.where(length > 0, length, 1) * radius).view_as(x)
         elif self.norm == "l1":
             # D + 1 exponentials, normalised, are uniform on the simplex; the last one is the slack inside the ball
-            parts = -noise.uniform((math.prod(shape) + 1,), *draw, like=wide).log()
+            parts = noise.exponential((math.prod(shape) + 1,), *draw, like=wide)
             if free is not None:
                 parts[:, :-1] *= free
             parts = parts / parts.sum(1, keepdim=True)

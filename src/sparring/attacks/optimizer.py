@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparring.ascent import Probe
 from sparring.attacks.base import GradientAttack
+from sparring.attacks.sign import need_finite
 from sparring.noise import Noise
 from sparring.rows import Rows
 from sparring.threat import Threat
@@ -63,6 +64,8 @@ class OptimizerAttack(GradientAttack):
         if self.threat is None:
             object.__setattr__(self, "threat", Threat("l2", math.inf, self.bounds))
         super().__post_init__()
+        if self.random_start:
+            need_finite(self)
         object.__setattr__(self, "optimizer", optimizer_class(self.optimizer))
         if not self.lr > 0:
             raise ValueError(f"OptimizerAttack(lr={self.lr!r}): expected a number above 0")
@@ -122,9 +125,9 @@ class OptimizerAttack(GradientAttack):
 
     def _one_by_one(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
         """One optimiser a sample, asking the model again through a closure where the class wants one."""
-        if not rows.memory:
-            parameters = [nn.Parameter(x.to(rows.value.dtype, copy=True)) for x in rows.x]
-            rows.memory = {"optimizer": [self._optimizer([p]) for p in parameters]}
+        start = rows.x.to(rows.value.dtype, copy=True)
+        kept = rows.memory.get("optimizer") or [None] * len(rows)
+        rows.memory = {"optimizer": [known or self._optimizer([nn.Parameter(x)]) for known, x in zip(kept, start)]}
         moved = []
         for i, optimizer in enumerate(rows.memory["optimizer"]):
             parameter = optimizer.param_groups[0]["params"][0]

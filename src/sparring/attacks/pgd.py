@@ -53,5 +53,6 @@ class PGD(GradientAttack):
     def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
         size: float | Tensor = 2.5 * rows.threat.eps / self.steps if self.step_size is None else self.step_size
         if self.schedule == "cosine":
-            size = size * (1 + torch.cos(rows.step * (math.pi / self.steps))).to(gradient.device)
+            shrink = 1 + torch.cos(rows.step.double() * (math.pi / self.steps))
+            size = size * shrink.float().to(gradient.device)  # rounded, so that it is the same in any batch
         return climbed(rows, gradient, size, self.sparsity)

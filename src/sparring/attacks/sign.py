@@ -30,12 +30,12 @@ def climbed(rows: Rows, gradient: Tensor, size: float | Tensor, sparsity: float 
 
 
 def need_finite(attack: GradientAttack) -> None:
-    """A step that is a part of eps needs an eps that has parts."""
+    """Where the random start or the step is a part of eps, eps must have parts."""
     eps = attack.threat.eps
     if math.isinf(float(eps.max()) if isinstance(eps, Tensor) else eps):
-        choose = ", or give step_size" if hasattr(attack, "step_size") else ""
         raise ValueError(
-            f"{attack.name}(threat={attack.threat!r}): its steps are a part of eps; give a finite one{choose}"
+            f"{attack.name}(threat={attack.threat!r}): its start or step is a part of eps; expected a finite eps "
+            "(or, where the attack has them, a step_size and random_start=False)"
         )
 
 
