@@ -41,7 +41,7 @@ def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> l
     if isinstance(attacks, str) and attacks.lower() == "adaptive":
         chosen: list[Any] = list(adaptive(threat))
     else:
-        chosen = [attacks] if isinstance(attacks, str) or callable(attacks) else list(attacks)
+        chosen = list(attacks) if isinstance(attacks, (list, tuple)) else [attacks]
     if not chosen:
         raise ValueError("attacks is empty: expected 'adaptive', an attack, or a list of attacks")
     resolved: list[Attack] = []

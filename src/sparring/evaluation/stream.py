@@ -81,7 +81,7 @@ class Stream:
 
     def _work(self) -> bool:
         """The piece of work nearest to the exit that fills a batch, else more data, else what is left; whether there was any."""
-        ripe = [i for i, rows in enumerate(self.fallen) if rows is not None and 4 * len(rows) >= self.batch_size]
+        ripe = [i for i, rows in enumerate(self.fallen) if rows is not None and 2 * len(rows) >= self.batch_size]
         full = [i for i, stage in enumerate(self.stages) if stage.ready >= self.batch_size]
         if ripe:
             self._settle(ripe[-1])
@@ -242,12 +242,13 @@ class Stream:
         if not len(rows):
             return
         found = smallest_norm(self.model, rows) if self.gradients else draw_back(self.model, rows)
-        table["distance"][places] = found.norm.numpy()
+        # in single precision: the last bits of a double depend on the batch
+        table["distance"][places] = found.norm.float().numpy()
         table["forwards"][places] += found.forwards
         table["backwards"][places] += found.backwards
         table["robust"][places], table["attack"][places] = False, number
         table["prediction"][places] = prediction.cpu()[sure].numpy()
         table["confidence"][places] = logits.float().softmax(1).amax(1).cpu()[sure].numpy()
-        table["norm"][places] = rows.threat.size(rows.original, rows.best).double().cpu().numpy()
+        table["norm"][places] = rows.threat.size(rows.original, rows.best).float().cpu().numpy()
         for i, place in enumerate(places.tolist()):
             self._finish(place, (rows.original[i], rows.best[i]))
