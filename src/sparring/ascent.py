@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparring.borrow import Borrowed
 from sparring.noise import Noise
-from sparring.objective import Objective, fooled, predict
+from sparring.objective import Objective, check_label_range, fooled, predict
 from sparring.rows import Rows
 from sparring.threat import per_sample
 
@@ -89,6 +89,7 @@ class Pool:
         )
         self.active: Rows | None = None
         self.parked: Rows | None = None
+        self._joined = False
 
     def __len__(self) -> int:
         return sum(len(rows) for rows in (self.active, self.parked) if rows is not None)
@@ -115,7 +116,7 @@ class Pool:
         rows.current = rows.value
         rows.prediction, rows.fooled = rows.y.new_full((len(rows),), -1), torch.zeros_like(rows.y, dtype=torch.bool)
         self._enter(self._begin(rows))
-        assert self.active is not None
+        self._joined = True
 
     def _begin(self, rows: Rows) -> Rows:
         rows.x = self.recipe.begin(rows, Noise(self.seed, rows.index))
@@ -138,7 +139,17 @@ class Pool:
         return self._climb() if self.active is not None and len(self.active) else None
 
     def _value(self, rows: Rows, logits: Tensor) -> Tensor:
-        return self.objective(logits, rows.y, rows.targets, rows.reference)
+        if self._joined:  # the first logits that newcomers meet say how many classes there are
+            self._joined = False
+            check_label_range(rows.y, logits.shape[1])
+            if rows.targets is not None:
+                check_label_range(rows.targets, logits.shape[1], "targets")
+        value = self.objective(logits, rows.y, rows.targets, rows.reference)
+        if value.shape != rows.y.shape:
+            raise ValueError(
+                f"the objective returned shape {tuple(value.shape)}: expected one value a sample, ({len(rows)},)"
+            )
+        return value
 
     def _climb(self) -> Rows | None:
         rows = self.active

@@ -119,3 +119,12 @@ def predict(logits: Tensor) -> Tensor:
     """argmax over classes, (B,) int64; −1 where the largest logit is NaN or infinite (argmax would call NaN class 0)."""
     top, prediction = logits.max(1)
     return prediction.masked_fill_(~top.isfinite(), -1)
+
+
+def check_label_range(y: Tensor, classes: int, what: str = "y") -> None:
+    """ValueError for labels (B,) that are no class of the model."""
+    if len(y) and (int(y.min()) < 0 or int(y.max()) >= classes):
+        raise ValueError(
+            f"{what} holds classes from {int(y.min())} to {int(y.max())}, the model has {classes} (0 to {classes - 1}): "
+            "is this the data set that it was trained on?"
+        )

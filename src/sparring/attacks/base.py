@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparring.ascent import Pool, Probe, Trace
 from sparring.attacks.adversarial import Adversarial
-from sparring.attacks.inputs import Targets, check_label_range, prepare
+from sparring.attacks.inputs import Targets, prepare
 from sparring.borrow import Borrowed, borrow
 from sparring.noise import Noise
 from sparring.objective import Objective, resolve
@@ -109,15 +109,9 @@ class GradientAttack:
 
 
 def _drain(pool: Pool, rows: Rows) -> Iterator[Rows]:
-    first = True
     pool.add(rows)
     while len(pool):
         finished = pool.step()
-        if first and pool.model.classes is not None:
-            check_label_range(rows.y, pool.model.classes)
-            if rows.targets is not None:
-                check_label_range(rows.targets, pool.model.classes, "targets")
-            first = False
         if finished is not None:
             yield finished
 

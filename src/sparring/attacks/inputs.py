@@ -11,6 +11,7 @@ from sparring import objective as objectives
 from sparring.borrow import Borrowed
 from sparring.noise import Noise
 from sparring.objective import Objective
+from sparring.objective import check_label_range as check_label_range
 from sparring.rows import Rows
 from sparring.threat import Threat
 from sparring.wrappers import AttackedInput, Model
@@ -142,11 +143,3 @@ def check_labels(labels: Any, x: Tensor, what: str = "y") -> Tensor:
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise TypeError(f"{what} of dtype {y.dtype}: expected class numbers of an integer dtype; use {what}.long()")
     return y.to(x.device, torch.int64)
-
-
-def check_label_range(y: Tensor, classes: int, what: str = "y") -> None:
-    if len(y) and (int(y.min()) < 0 or int(y.max()) >= classes):
-        raise ValueError(
-            f"{what} holds classes from {int(y.min())} to {int(y.max())}, the model has {classes} (0 to {classes - 1}): "
-            "is this the data set that it was trained on?"
-        )
