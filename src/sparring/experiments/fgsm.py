@@ -39,6 +39,9 @@ PAPER: dict[tuple[str, str], tuple[float, float]] = {
 
 UNCLIPPED, CLEAN, WHITE_BOX, TRANSFERRED = "FGSM, unclipped", "no attack", "FGSM", "FGSM, transferred"
 
+ATTACKS = 8
+"""How many rows a network gets at most."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -174,9 +177,11 @@ def run(
             networks[f"{last}, FGSM-trained"] = fgsm_trained(recipe, eps)
         source: nn.Module | None = None
         for index, (title, recipe) in enumerate(networks.items()):
-            tell = part(progress, f"{name}, {title}", number + index / len(networks), 1 / len(networks), len(datasets))
+            start, length, called = number + index / len(networks), 1 / len(networks), f"{name}, {title}"
+            tell = part(progress, called, start, 0.7 * length, len(datasets))
             model, settings = trained(recipe, x, y, classes, progress=tell)
-            recipes[f"{name}, {title}"] = settings
+            recipes[called] = settings
+            bench.tell = part(progress, called, start + 0.7 * length, 0.3 * length, len(datasets))
             if recipe.fgsm is None or source is None:
                 bench.undefended(model, (name, title), eps, test, labels)
                 source = model
@@ -197,7 +202,7 @@ def run(
     return result
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Bench:
     """Attacks networks and notes what happens."""
 
@@ -206,9 +211,13 @@ class _Bench:
     samples: int | None
     strong_samples: int
     steps: int
+    tell: Progress | None = None
 
     def note(self, title: tuple[str, str], attack: str, eps: float, model: nn.Module, x: Tensor, y: Tensor) -> None:
         self.rows.append(Row(*title, attack, eps, errors(model, x, y)))
+        if self.tell is not None:
+            mine = sum((row.data, row.network) == title for row in self.rows)
+            self.tell(f"{attack} done", mine / ATTACKS)
 
     def undefended(self, model: nn.Module, title: tuple[str, str], eps: float, x: Tensor, y: Tensor) -> None:
         """All single steps on the whole test set, all iterated attacks on its first part."""
