@@ -92,7 +92,7 @@ def evaluate(
             stream.go()
         finally:
             store.flush()
-        store.records.sort()
+        store.sort()
         shown = gallery(store, borrowed, [stage.name for stage in stream.stages], where)
         document = describe(
             run=stream, model=about, threat=threat, seed=seed, data=data, data_info=data_info, class_names=class_names,

@@ -206,6 +206,11 @@ class Store:
         table = self.records.table
         return [int(i) for i in np.flatnonzero((table["part"] >= 0) & (table["state"] == DONE))]
 
+    def sort(self) -> None:
+        """Put the rows in the order of the samples' numbers."""
+        self.flush()  # what waits to be written is known by its row
+        self.records.sort()
+
     def write_tidy(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> list[str]:
         """samples.jsonl and adversarial-*.safetensors in `folder`; their names. The records must be sorted."""
         self.flush()
