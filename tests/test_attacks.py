@@ -232,3 +232,23 @@ def test_bad_settings_get_one_line(make: Any, words: str) -> None:
 def test_an_objective_of_ones_own_must_give_one_value_a_sample() -> None:
     with pytest.raises(ValueError, match=r"the objective returned shape \(\): expected one value a sample, \(3,\)"):
         sp.FGSM(sp.Linf(0.1), objective=lambda z, y, t, r: margin(z, y).mean())(mlp((4,)), X, Y)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_steps_add_up_in_half_precision(dtype: torch.dtype) -> None:
+    """A step below the spacing of the dtype must not be lost: the optimum of a linear model is reached all the same."""
+    weight = torch.where(torch.arange(12) % 2 == 0, 1.0, -1.0)
+    net = nn.Linear(12, 2, bias=False).to(dtype)
+    with torch.no_grad():
+        net.weight.copy_(torch.stack([weight, -weight]).to(dtype))
+    x, y, eps = torch.full((3, 12), 0.7, dtype=dtype), torch.zeros(3, dtype=torch.long), 8 / 255
+    for attack in (
+        sp.PGD(sp.Linf(eps), steps=200, step_size=eps / 100, random_start=False, objective="margin"),
+        sp.OptimizerAttack(sp.Linf(eps), lr=eps / 100, steps=200, objective="margin"),
+    ):
+        adv = attack(net, x, y)
+        change = (adv.x.float() - x.float()) * -weight
+        assert adv.x.dtype == dtype
+        assert bool((change >= 0).all())
+        assert change.mean() > eps - 2 * torch.finfo(dtype).eps * 0.8
+        assert bool((adv.norm <= eps).all())

@@ -29,7 +29,10 @@ class Recipe(Protocol):
         """The first iterate (N, *S) of the current restart; may set `rows.memory`."""
 
     def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
-        """The next iterate (N, *S), inside the set, from `rows.x` and the gradient there; must not change either."""
+        """The next iterate (N, *S), inside the set, from `rows.x` and the gradient there; must not change either.
+
+        Iterates are kept in float32 or better; the model sees them rounded to the inputs' dtype.
+        """
 
 
 class Probe(Protocol):
@@ -119,9 +122,10 @@ class Pool:
         self._joined = True
 
     def _begin(self, rows: Rows) -> Rows:
-        rows.x = self.recipe.begin(rows, Noise(self.seed, rows.index))
+        start = self.recipe.begin(rows, Noise(self.seed, rows.index))
+        rows.x = start.to(rows.value.dtype)
         if not len(rows.best):
-            rows.best = rows.x
+            rows.best = rows.threat.rounded(rows.original, rows.x)
         return rows
 
     def _enter(self, rows: Rows) -> None:
@@ -154,11 +158,13 @@ class Pool:
     def _climb(self) -> Rows | None:
         rows = self.active
         assert rows is not None
-        logits, value, gradient = self.model.probe(rows.x, partial(self._value, rows), rows.context)
+        point = rows.threat.rounded(rows.original, rows.x)
+        logits, value, gradient = self.model.probe(point, partial(self._value, rows), rows.context)
         rows.forwards = rows.forwards + 1
         rows.backwards = rows.backwards + 1
         rows.current = value
-        self._judge(rows, logits, value)
+        gradient = gradient.to(rows.x.dtype)
+        self._judge(rows, point, logits, value)
         done: Rows | None = None
         if self.stop_when_fooled and bool(rows.fooled.any()):
             leaving = rows.fooled.cpu()
@@ -182,9 +188,10 @@ class Pool:
         if len(rows) > self._limit:
             order = torch.arange(len(rows))
             rows, self.parked = rows[order[: self._limit]], rows[order[self._limit :]]
-        logits = self.model.look(rows.x, rows.context)
+        point = rows.threat.rounded(rows.original, rows.x)
+        logits = self.model.look(point, rows.context)
         rows.forwards = rows.forwards + 1
-        self._judge(rows, logits, self._value(rows, logits))
+        self._judge(rows, point, logits, self._value(rows, logits))
         rows.restart = rows.restart + 1
         done = rows.restart >= self.recipe.restarts
         if self.stop_when_fooled:
@@ -196,15 +203,15 @@ class Pool:
             rows = rows[done]
         return rows if len(rows) else None
 
-    def _judge(self, rows: Rows, logits: Tensor, value: Tensor) -> None:
-        """Keep the better of this iterate and the best so far: fooling beats not fooling, then the higher objective."""
+    def _judge(self, rows: Rows, point: Tensor, logits: Tensor, value: Tensor) -> None:
+        """Keep the better of this point and the best so far: fooling beats not fooling, then the higher objective."""
         prediction = predict(logits)
         success = fooled(prediction, rows.y, rows.targets if self.goal else None)
         better = (success & ~rows.fooled) | ((success == rows.fooled) & (value > rows.value))
         rows.value = torch.where(better, value.to(rows.value.dtype), rows.value)
         rows.prediction = torch.where(better, prediction, rows.prediction)
         rows.fooled = rows.fooled | success
-        rows.best = torch.where(per_sample(better, rows.x), rows.x, rows.best)
+        rows.best = torch.where(per_sample(better, point), point, rows.best)
         if self.trace is not None:
             self.trace.record(rows.restart * (self.recipe.steps + 1) + rows.step, rows.ticket, value, logits)
 

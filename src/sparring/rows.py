@@ -16,7 +16,7 @@ class Rows:
     """N samples on their way through an attack. Bookkeeping lives on the CPU, the rest on the inputs' device.
 
     ticket: place in the caller's order. index: what the sample's noise is keyed by.
-    current: the objective at `x`.
+    x: the iterate, in float32 or better; best, like original, has the inputs' dtype. current: the objective at `x`.
     value, prediction, fooled: those of the best iterate so far, `best`. memory: what a recipe keeps between steps.
     zero, broken: steps at which the gradient was all zero, and at which it held NaN or inf.
     """

@@ -147,35 +147,39 @@ class Threat:
     def _limits(self, x: Tensor) -> tuple[float, float]:
         return self.bounds if self.bounds is not None else (-math.inf, math.inf)
 
-    def project(self, x: Tensor, candidate: Tensor) -> Tensor:
+    def project(self, x: Tensor, candidate: Tensor, wide: bool = False) -> Tensor:
         """The point of ball ∩ box nearest to `candidate` (Euclidean distance), round `x`. Both (B, *S) → (B, *S).
 
         Exact: linf clips; l2 and l1 solve for the multiplier of the joint set (the l1 case as in Croce and Hein 2021);
-        l0 keeps the entries whose change brings the most. Where rounding in half precision would leave the ball, the
-        result is rounded towards `x`.
+        l0 keeps the entries whose change brings the most. The result has x's dtype (see `rounded`), or with `wide`
+        float32 where that is half precision: the steps of a loop add up there, where half precision would lose them.
         """
         dtype = torch.promote_types(x.dtype, torch.float32)
         low, high = self._limits(x)
+        centre = x.to(dtype)
         if self.norm == "linf":
-            wide, eps = x.to(dtype), self._eps(x.to(dtype))
-            least, most = (wide - eps).clamp_min_(low), (wide + eps).clamp_max_(high)
+            eps = self._eps(centre)
+            least, most = (centre - eps).clamp_min_(low), (centre + eps).clamp_max_(high)
             moved = torch.clamp(candidate.to(dtype), least, most)
             if self.mask is not None:
-                moved = torch.where(self.mask, moved, wide)
+                moved = torch.where(self.mask, moved, centre)
         else:
-            wide = x.to(dtype)
-            change = (candidate.to(dtype) - wide).flatten(1)
+            change = (candidate.to(dtype) - centre).flatten(1)
             if self.mask is not None:
                 change = change * self.mask.expand_as(x).flatten(1)
-            room = torch.where(change > 0, high - wide.flatten(1), wide.flatten(1) - low)
+            room = torch.where(change > 0, high - centre.flatten(1), centre.flatten(1) - low)
             solve = {"l2": project_l2, "l1": project_l1, "l0": project_l0}[self.norm]
             eps = self.eps.to(dtype) if isinstance(self.eps, Tensor) else self.eps
             if x.dtype != dtype and self.norm != "l0":
                 eps = eps * (1 - 4 * torch.finfo(x.dtype).eps)
-            moved = wide + (solve(change.abs(), room, eps) * change.sign()).view_as(x)
+            moved = centre + (solve(change.abs(), room, eps) * change.sign()).view_as(x)
             if self.bounds is not None:
                 moved = moved.clamp_(low, high)
-        return moved if x.dtype == dtype else _towards(x, moved)
+        return moved if wide else self.rounded(x, moved)
+
+    def rounded(self, x: Tensor, moved: Tensor) -> Tensor:
+        """`moved` in x's dtype; where rounding in half precision would leave the ball, it is rounded towards `x`."""
+        return moved if moved.dtype == x.dtype else _towards(x, moved)
 
     def random(self, x: Tensor, noise: Noise, *draw: str | int | Tensor) -> Tensor:
         """A random point of the set: uniform in the ball of the free entries, then projected onto the box. (B, *S) → (B, *S)."""

@@ -90,24 +90,24 @@ class OptimizerAttack(GradientAttack):
     def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
         elementwise = self._class.__module__.startswith("torch.optim") and self._class.__name__ in _ELEMENTWISE
         moved = self._together(rows, gradient) if elementwise else self._one_by_one(rows, gradient, probe)
-        return rows.threat.project(rows.original, moved)
+        return rows.threat.project(rows.original, moved, wide=True)
 
     def _together(self, rows: Rows, gradient: Tensor) -> Tensor:
         """One update for the batch: the optimiser's state is kept as tensors with a leading batch dimension.
 
         Counters that the class keeps once for a parameter are kept once for a sample; samples of equal count share one.
         """
-        wide = rows.x.to(rows.value.dtype)
-        moved, memory = torch.empty_like(wide), dict(rows.memory)
+        x = rows.x
+        moved, memory = torch.empty_like(x), dict(rows.memory)
         for count in sorted(set(rows.step.tolist())):
             mine = (rows.step == count).nonzero().flatten()
-            here = mine.to(wide.device)
-            parameter = nn.Parameter(wide[here].clone())
-            parameter.grad = -gradient[here].to(wide.dtype)
+            here = mine.to(x.device)
+            parameter = nn.Parameter(x[here].clone())
+            parameter.grad = -gradient[here]
             optimizer = self._optimizer([parameter])
             if count > 0:
                 optimizer.state[parameter] = {
-                    name: kept[here.to(kept.device)] if kept.shape[1:] == wide.shape[1:] else kept[mine[0]].clone()
+                    name: kept[here.to(kept.device)] if kept.shape[1:] == x.shape[1:] else kept[mine[0]].clone()
                     for name, kept in rows.memory.items()
                 }
             optimizer.step()
@@ -118,23 +118,23 @@ class OptimizerAttack(GradientAttack):
                 value = torch.as_tensor(value)
                 shared = value.shape != parameter.shape
                 if name not in memory:
-                    memory[name] = value.new_zeros((len(rows), *(value.shape if shared else wide.shape[1:])))
+                    memory[name] = value.new_zeros((len(rows), *(value.shape if shared else x.shape[1:])))
                 memory[name][here.to(value.device)] = value
         rows.memory = memory
         return moved
 
     def _one_by_one(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
         """One optimiser a sample, asking the model again through a closure where the class wants one."""
-        start = rows.x.to(rows.value.dtype, copy=True)
+        start = rows.x.clone()
         kept = rows.memory.get("optimizer") or [None] * len(rows)
         rows.memory = {"optimizer": [known or self._optimizer([nn.Parameter(x)]) for known, x in zip(kept, start)]}
         moved = []
         for i, optimizer in enumerate(rows.memory["optimizer"]):
             parameter = optimizer.param_groups[0]["params"][0]
             parameter.data.copy_(rows.x[i])
-            parameter.grad = -gradient[i].to(parameter.dtype)
+            parameter.grad = -gradient[i]
             if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
-                optimizer.step(_closure(parameter, -rows.current[i], rows.x.dtype, torch.tensor([i]), probe))
+                optimizer.step(_closure(parameter, -rows.current[i], rows.original.dtype, torch.tensor([i]), probe))
             else:
                 optimizer.step()
             moved.append(parameter.detach().clone())

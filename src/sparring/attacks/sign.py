@@ -21,7 +21,7 @@ from sparring.threat import per_sample
 def stepped(rows: Rows, direction: Tensor, size: float | Tensor) -> Tensor:
     """One projected step from `rows.x` along a direction of length 1."""
     scale = per_sample(size, direction).to(direction.dtype) if isinstance(size, Tensor) else size
-    return rows.threat.project(rows.original, rows.x + scale * direction)
+    return rows.threat.project(rows.original, rows.x + scale * direction, wide=True)
 
 
 def climbed(rows: Rows, gradient: Tensor, size: float | Tensor, sparsity: float = 0.95) -> Tensor:

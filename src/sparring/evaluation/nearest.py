@@ -36,7 +36,11 @@ def smallest_norm(model: Borrowed, rows: Rows, steps: int = STEPS) -> Found:
     An l0 threat has no steepest step: there the norm is that of the example, at no cost.
     """
     threat, origin, y = rows.threat, rows.original, rows.y
-    x, smallest = rows.best, threat.size(rows.original, rows.best)
+    x, smallest = (
+        rows.best,
+        threat.size(rows.original, rows.best),
+    )  # x: what the model sees of `at`, in float32 or better
+    at = x.to(smallest.dtype)
     if threat.norm not in _DUAL:
         return Found(smallest.double().cpu(), 0, 0)
     for step in range(steps):
@@ -44,21 +48,18 @@ def smallest_norm(model: Borrowed, rows: Rows, steps: int = STEPS) -> Found:
         fools = fooled(predict(logits), y)
         size = threat.size(origin, x)
         smallest = torch.where(fools & (size < smallest), size, smallest)
-        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-        slope = gradient.flatten(1).to(size.dtype).norm(_DUAL[threat.norm], dim=1)
+        gradient = gradient.to(at.dtype).nan_to_num(0.0, 0.0, 0.0)
+        slope = gradient.flatten(1).norm(_DUAL[threat.norm], dim=1)
         boundary = size - value.to(size.dtype) / slope.clamp_min(torch.finfo(size.dtype).tiny)
         most = torch.where(fools, 0.98 * smallest, smallest)
         radius = torch.minimum(torch.maximum(boundary, 0.4 * smallest), most)
         length = radius * (1 + math.cos(math.pi * step / steps)) / 2
-        x = _step(replace(threat, eps=radius), origin, x, gradient, length)
+        move = per_sample(length, at) * threat.steepest(gradient, at, length=length)
+        at = replace(threat, eps=radius).project(origin, at + move, wide=True)
+        x = threat.rounded(origin, at)
     fools, size = fooled(predict(model.look(x, rows.context)), y), threat.size(origin, x)
     smallest = torch.where(fools & (size < smallest), size, smallest)
     return Found(smallest.double().cpu(), steps + 1, steps)
-
-
-def _step(threat: Threat, origin: Tensor, x: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
-    direction = threat.steepest(gradient, x, length=length)
-    return threat.project(origin, x + per_sample(length, x).to(direction.dtype) * direction)
 
 
 def draw_back(model: Borrowed, rows: Rows, looks: int = LOOKS) -> Found:
