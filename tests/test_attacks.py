@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -252,3 +253,20 @@ def test_small_steps_add_up_in_half_precision(dtype: torch.dtype) -> None:
         assert bool((change >= 0).all())
         assert change.mean() > eps - 2 * torch.finfo(dtype).eps * 0.8
         assert bool((adv.norm <= eps).all())
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_keep_last_returns_the_last_iterate_of_the_best_restart(stop: bool) -> None:
+    """Three steps to the right on a hill: the loss is highest after the first, and the walk ends behind it."""
+
+    def hill(x: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(x), torch.where(x < 0.3, x - 0.5, -0.2 - (x - 0.3)) + 0.6 * (x > 5)], 1)
+
+    x, y = torch.tensor([[0.2]]), torch.tensor([0])
+    threat = sp.Linf(0.5)
+    attack = sp.PGD(threat, steps=1, step_size=0.4, random_start=False, objective="margin", stop_when_fooled=stop)
+    assert attack(hill, x, y).x.item() == pytest.approx(0.2)
+    last = replace(attack, keep="last")(hill, x, y)
+    assert last.x.item() == pytest.approx(0.6)
+    assert last.objective.item() == pytest.approx(-0.5)
+    assert (last.forwards, last.backwards) == (2, 1)

@@ -1,4 +1,4 @@
-"""`fgsm` and `linear`, the single step they share, and the networks that they keep."""
+"""`fgsm` and `linear`, the single steps they rest on, and the networks that they keep."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from sparring import data
 from sparring.experiments import fgsm, linear, networks
 from sparring.experiments.measure import craft, errors
 from sparring.experiments.networks import Recipe, trained
-from sparring.experiments.single_step import SingleStep
 from sparring.training import train
 
 
@@ -29,11 +28,9 @@ class Hill(nn.Module):
 
 def test_a_single_step_goes_where_it_leads() -> None:
     x, y = torch.tensor([[0.1]]), torch.tensor([0])
-    step = SingleStep(sp.Linf(0.6))(Hill(), x, y)
+    step = sp.FGSM(sp.Linf(0.6))(Hill(), x, y)
     assert step.x.item() == pytest.approx(0.7), "the loss is lower there than at the start"
-    assert sp.FGSM(sp.Linf(0.6))(Hill(), x, y).x.item() == pytest.approx(0.1), (
-        "the attack returns the better of the two"
-    )
+    assert sp.FGSM(sp.Linf(0.6), keep="best")(Hill(), x, y).x.item() == pytest.approx(0.1)
 
 
 def test_a_single_step_in_closed_form() -> None:
@@ -42,18 +39,18 @@ def test_a_single_step_in_closed_form() -> None:
     x, y = torch.rand(8, 3, 2, 2, generator=generator), torch.arange(8) % 2
     w = model[1].weight[1] - model[1].weight[0]
     direction = (torch.where(y == 0, 1, -1)[:, None] * w.sign()).view_as(x)
-    step = SingleStep(sp.Linf(0.25))
+    step = sp.FGSM(sp.Linf(0.25))
     torch.testing.assert_close(step(model, x, y).x, (x + 0.25 * direction).clamp(0, 1))
     torch.testing.assert_close(step(model, x, y, targets=y).x, (x - 0.25 * direction).clamp(0, 1))
-    torch.testing.assert_close(SingleStep(sp.Linf(0.25, bounds=None))(model, x, y).x, x + 0.25 * direction)
+    torch.testing.assert_close(sp.FGSM(sp.Linf(0.25, bounds=None))(model, x, y).x, x + 0.25 * direction)
 
 
 def test_r_fgsm_spends_half_of_eps_on_a_random_sign() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     x, y = torch.full((6, 3, 2, 2), 0.5), torch.arange(6) % 2
-    step = SingleStep(sp.Linf(0.2), random_share=0.5)
+    step = sp.RFGSM(sp.Linf(0.2))
     change = step(model, x, y, seed=3).x - x
-    aligned = SingleStep(sp.Linf(0.1))(model, x, y).x - x
+    aligned = sp.FGSM(sp.Linf(0.1))(model, x, y).x - x
     assert set((change - aligned).mul(10).round().flatten().tolist()) == {-1.0, 1.0}
     order = torch.tensor([4, 0, 5])
     torch.testing.assert_close(step(model, x[order], y[order], indices=order, seed=3).x, (x + change)[order])
@@ -75,7 +72,7 @@ def test_errors_are_counted_over_all_and_confidence_over_the_wrong() -> None:
 def test_crafting_in_batches_changes_nothing() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     x, y = torch.rand(600, 1, 2, 2), torch.arange(600) % 3
-    attack = SingleStep(sp.Linf(0.1), random_share=0.5)
+    attack = sp.RFGSM(sp.Linf(0.1))
     whole = attack(model, x, y, indices=torch.arange(600), seed=2).x
     torch.testing.assert_close(craft(attack, model, x, y, seed=2), whole)
 
@@ -131,8 +128,8 @@ def test_fgsm_training_crafts_with_fgsm(small: tuple[Tensor, Tensor], monkeypatc
     given = {}
     monkeypatch.setattr(networks, "train", lambda *args, **settings: given.update(settings))
     trained(networks.fgsm_trained(networks.MAXOUT, 0.25), *small, 10)
-    assert given["attack"].threat.eps == 0.25
-    assert given["attack"].random_share == 0
+    assert isinstance(given["attack"], sp.FGSM)
+    assert (given["attack"].threat.eps, given["attack"].keep) == (0.25, "last")
 
 
 def test_fgsm_from_end_to_end(small: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +155,7 @@ def test_fgsm_from_end_to_end(small: tuple[Tensor, Tensor], tmp_path: Path, monk
     test, labels = fgsm.open_pair("mnist")[1].tensors(50)
     source, _ = trained(tiny_maxout, x, y, 10)
     target, _ = trained(networks.fgsm_trained(tiny_maxout, 0.25), x, y, 10)
-    moved = SingleStep(sp.Linf(0.25))(source, test, labels).x
+    moved = sp.FGSM(sp.Linf(0.25))(source, test, labels).x
     wrong = (target(moved).argmax(1) != labels).float().mean().item()
     assert rows["maxout, FGSM-trained", "FGSM, transferred"]["error"] == pytest.approx(wrong)
 

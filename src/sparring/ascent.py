@@ -25,6 +25,10 @@ class Recipe(Protocol):
     @property
     def restarts(self) -> int: ...
 
+    @property
+    def keep(self) -> str:
+        """Which iterates may be returned: "best" of all, or only the "last" of each restart."""
+
     def begin(self, rows: Rows, noise: Noise) -> Tensor:
         """The first iterate (N, *S) of the current restart; may set `rows.memory`."""
 
@@ -205,6 +209,10 @@ class Pool:
 
     def _judge(self, rows: Rows, point: Tensor, logits: Tensor, value: Tensor) -> None:
         """Keep the better of this point and the best so far: fooling beats not fooling, then the higher objective."""
+        if self.trace is not None:
+            self.trace.record(rows.restart * (self.recipe.steps + 1) + rows.step, rows.ticket, value, logits)
+        if self.recipe.keep == "last" and bool((rows.step < self.recipe.steps).any()):
+            return
         prediction = predict(logits)
         success = fooled(prediction, rows.y, rows.targets if self.goal else None)
         better = (success & ~rows.fooled) | ((success == rows.fooled) & (value > rows.value))
@@ -212,8 +220,6 @@ class Pool:
         rows.prediction = torch.where(better, prediction, rows.prediction)
         rows.fooled = rows.fooled | success
         rows.best = torch.where(per_sample(better, point), point, rows.best)
-        if self.trace is not None:
-            self.trace.record(rows.restart * (self.recipe.steps + 1) + rows.step, rows.ticket, value, logits)
 
     def _mend(self, rows: Rows, gradient: Tensor) -> Tensor:
         """Replace what would stop a sample silently: NaN and inf by zero, and an all-zero gradient by a random one."""

@@ -24,15 +24,18 @@ from sparring.wrappers import Model
 class GradientAttack:
     """An attack that climbs an objective by its gradient; subclasses say where to start and how to move.
 
-    threat: what the attacker may do. objective: "cross-entropy", "margin", "dlr", "kl", "logit", or a callable
-    (logits, y, targets, reference) → (B,). targets: a named choice of target class for every call ("least-likely", "second",
-    "random"), unless the call gives its own. stop_when_fooled: let a sample go at its first success (what `evaluate`
-    does); otherwise every step is taken and the best iterate kept. autocast: run the model under torch.autocast with this
-    dtype. trace: record objective, prediction and confidence per step.
+    threat: what the attacker may do.
+    objective: "cross-entropy", "margin", "dlr", "kl", "logit", or a callable (logits, y, targets, reference) → (B,).
+    keep: which iterate to return, the "best" (fooling beats not fooling, then the higher objective) or the "last".
+    targets: a named choice of target class for every call ("least-likely", "second", "random"), unless the call gives
+    its own. stop_when_fooled: let a sample go at its first success (what `evaluate` does); otherwise every step is taken.
+    autocast: run the model under torch.autocast with this dtype.
+    trace: record objective, prediction and confidence per step.
     """
 
     threat: Threat
     objective: str | Objective = field(default="cross-entropy", kw_only=True)
+    keep: str = field(default="best", kw_only=True)
     targets: str | None = field(default=None, kw_only=True)
     stop_when_fooled: bool = field(default=False, kw_only=True)
     autocast: torch.dtype | None = field(default=None, kw_only=True)
@@ -52,6 +55,8 @@ class GradientAttack:
         if size is not None and not size > 0:
             raise ValueError(f"{self.name}(step_size={size!r}): expected a number above 0")
         resolve(self.objective)
+        if self.keep not in ("best", "last"):
+            raise ValueError(f"{self.name}(keep={self.keep!r}): expected 'best' or 'last'")
 
     @property
     def name(self) -> str:

@@ -6,7 +6,7 @@ Under an l2 or l1 threat the sign becomes that norm's steepest step (the fast gr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -49,7 +49,8 @@ class FGSM(GradientAttack):
     """Fast gradient sign method: one step of length eps along the sign of the gradient. Goodfellow et al. (2015).
 
     With targets it descends the loss of the target class; `targets="least-likely"` is Kurakin et al. (2017)'s
-    least-likely-class method. 1 backward and 2 forwards a sample (the second says whether it worked).
+    least-likely-class method. It returns where the step led, also where that lowered the loss, as it does on a network
+    that masks its gradient. 1 backward and 2 forwards a sample (the second says whether it worked).
 
     >>> from sparring import Linf
     >>> net = torch.nn.Linear(2, 2, bias=False)
@@ -57,6 +58,8 @@ class FGSM(GradientAttack):
     >>> FGSM(Linf(0.25))(net, torch.tensor([[0.6, 0.4]]), torch.tensor([0])).x
     tensor([[0.3500, 0.6500]])
     """
+
+    keep: str = field(default="last", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,10 +74,13 @@ class FGSM(GradientAttack):
 class RFGSM(GradientAttack):
     """R+FGSM: a random sign step of length `random_step`, then FGSM with what is left of eps. Tramèr et al. (2018).
 
+    Like FGSM it returns where the step led.
+
     random_step: in input units, below eps; default eps / 2. Linf only.
     """
 
     random_step: float | None = None
+    keep: str = field(default="last", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

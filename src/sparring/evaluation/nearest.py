@@ -11,7 +11,7 @@ from torch import Tensor
 from sparring.borrow import Borrowed
 from sparring.objective import fooled, margin, predict
 from sparring.rows import Rows
-from sparring.threat import Threat, per_sample
+from sparring.threat import per_sample
 
 STEPS = 10  # of `smallest_norm`: close to what forty find (a few per cent), at a quarter of the passes
 LOOKS = 8  # of `draw_back`: to 1/256 of the way

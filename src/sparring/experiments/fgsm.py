@@ -22,11 +22,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor, nn
 
-from sparring.attacks import IFGSM, MIFGSM, PGD
+from sparring.attacks import FGSM, IFGSM, MIFGSM, PGD, RFGSM
 from sparring.experiments.measure import Errors, craft, errors, logits_of
 from sparring.experiments.networks import CONV_MAXOUT, MAXOUT, SOFTMAX, fgsm_trained, open_pair, trained
 from sparring.experiments.record import Progress, document, dress_across, part, write
-from sparring.experiments.single_step import SingleStep
 from sparring.inspection import style
 from sparring.threat import Linf
 
@@ -225,11 +224,11 @@ class _Bench:
         self.note(title, CLEAN, eps, model, x, y)
         box = Linf(eps)
         least = logits_of(model, x).scatter(1, y[:, None], torch.inf).argmin(1)
-        single: list[tuple[str, SingleStep, Tensor | None]] = [
-            (UNCLIPPED, SingleStep(Linf(eps, bounds=None)), None),
-            (WHITE_BOX, SingleStep(box), None),
-            ("FGSM, least likely class", SingleStep(box), least),
-            ("R+FGSM", SingleStep(box, random_share=0.5), None),
+        single: list[tuple[str, FGSM | RFGSM, Tensor | None]] = [
+            (UNCLIPPED, FGSM(Linf(eps, bounds=None)), None),
+            (WHITE_BOX, FGSM(box), None),
+            ("FGSM, least likely class", FGSM(box), least),
+            ("R+FGSM", RFGSM(box), None),
         ]
         for name, step, targets in single:
             self.note(title, name, eps, model, craft(step, model, x, y, targets, self.seed), y)
@@ -247,7 +246,7 @@ class _Bench:
     ) -> None:
         """White-box against transferred single steps, and what a random step before them and iterating them uncover."""
         x, y = x[: self.samples], y[: self.samples]
-        step, after_noise = SingleStep(Linf(eps)), SingleStep(Linf(eps), random_share=0.5)
+        step, after_noise = FGSM(Linf(eps)), RFGSM(Linf(eps))
         self.note(title, CLEAN, eps, model, x, y)
         self.note(title, WHITE_BOX, eps, model, craft(step, model, x, y), y)
         self.note(title, TRANSFERRED, eps, model, craft(step, source, x, y), y)

@@ -22,14 +22,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparring.attacks import IFGSM, PGD
+from sparring.attacks import FGSM, IFGSM, PGD
 from sparring.borrow import borrow
 from sparring.evaluation.statistics import Proportion
 from sparring.experiments import linear_figure
 from sparring.experiments.measure import BATCH, craft, logits_of
 from sparring.experiments.networks import MAXOUT, SOFTMAX, Recipe, open_pair, trained
 from sparring.experiments.record import Progress, document, part, write
-from sparring.experiments.single_step import SingleStep
 from sparring.inspection import style
 from sparring.noise import Noise
 from sparring.objective import cross_entropy
@@ -299,7 +298,7 @@ def _transfers(
     found: list[Transfer] = []
     for eps in sizes:
         box = Linf(eps)
-        attacks: dict[str, Any] = {"FGSM": SingleStep(box), "I-FGSM-10": IFGSM(box, steps=10), "PGD-40": PGD(box)}
+        attacks: dict[str, Any] = {"FGSM": FGSM(box), "I-FGSM-10": IFGSM(box, steps=10), "PGD-40": PGD(box)}
         for source, target in (tuple(networks), tuple(networks)[::-1]):
             for name, attack in attacks.items():
                 made = craft(attack, networks[source], x, y, seed=seed)

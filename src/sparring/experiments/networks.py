@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparring import data, zoo
+from sparring.attacks import FGSM
 from sparring.experiments.record import Progress
-from sparring.experiments.single_step import SingleStep
 from sparring.threat import Linf
 from sparring.training import train
 
@@ -91,7 +91,7 @@ def trained(
         weight_decay=recipe.weight_decay,
         max_norm=recipe.max_norm,
         augment=recipe.augment,
-        attack=None if recipe.fgsm is None else SingleStep(Linf(recipe.fgsm)),
+        attack=None if recipe.fgsm is None else FGSM(Linf(recipe.fgsm)),
         seed=recipe.seed,
         progress=progress,
     )
