@@ -1,12 +1,13 @@
 """How fast attacks are: overhead, against the peers, memory of `evaluate`, start of the command line; one thread.
 
-    python benchmarks/attack_speed.py [--json FILE] [--repetitions 7] [--only overhead peers memory help]
+    python benchmarks/attack_speed.py [--json FILE] [--repetitions 5] [--only overhead peers memory help]
 
 Runs that are compared take turns within each repetition; a ratio is the median over the repetitions of the ratio within
 one, so that a machine that is slow for a while slows both sides. A time includes what it takes to know who is fooled:
 ours says so itself, the others' examples are shown to the network once more (1 forward beside 40 and 40 backwards).
-Everybody steps by eps/4, the proportion of torchattacks' default (2/255 of 8/255); ours stands there with its own
-default step, too.
+A robust accuracy is the mean over the repetitions, each with a random start of its own; equal means less than one image
+of the batch apart. Everybody steps by eps/4, the proportion of torchattacks' default (2/255 of 8/255); ours stands there
+with its own default step, too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,20 +36,24 @@ from networks import NETWORKS, ResNet, wide
 from peers import PEERS, Budget, missing
 
 STEPS = 40
-Runs = dict[str, Callable[[], Any]]
+Runs = dict[str, Callable[[int], Any]]
 
 
-def interleaved(runs: Runs, repetitions: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Seconds of each run in each repetition, taking turns in changing order after a warm-up, and what each returned."""
+def interleaved(runs: Runs, repetitions: int) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
+    """Seconds and results of each run (called with a seed) in each repetition, taking turns in changing order.
+
+    A repetition that warms up goes first and is not counted.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    results: dict[str, Any] = {}
+    results: dict[str, list[Any]] = {name: [] for name in runs}
     for repetition in range(repetitions + 1):
         names = list(runs)
         for name in names[repetition % len(names) :] + names[: repetition % len(names)]:
             start = time.perf_counter()
-            results[name] = runs[name]()
+            result = runs[name](repetition)
             if repetition:
                 seconds[name].append(time.perf_counter() - start)
+                results[name].append(result)
     return seconds, results
 
 
@@ -67,12 +73,12 @@ def overhead(repetitions: int, seed: int) -> list[dict[str, Any]]:
         x, y = torch.rand(batch, *shape), torch.randint(10, (batch,))
         attack = sp.PGD(sp.Linf(eps), steps=STEPS)
 
-        def bare(net: nn.Module = net, x: Tensor = x, y: Tensor = y) -> None:
+        def bare(seed: int, net: nn.Module = net, x: Tensor = x, y: Tensor = y) -> None:
             for _ in range(STEPS):
                 z = x.detach().requires_grad_()
                 torch.autograd.grad(F.cross_entropy(net(z), y), z)
 
-        runs: Runs = {"bare": bare, "pgd": lambda attack=attack, net=net, x=x, y=y: attack(net, x, y)}
+        runs: Runs = {"bare": bare, "pgd": lambda seed, attack=attack, net=net, x=x, y=y: attack(net, x, y)}
         # short runs are noisy: as many as fill the time that the longest case takes
         seconds, _ = interleaved(runs, repetitions * (2 if batch > 100 else 6))
         times = {run: statistics.median(values) for run, values in seconds.items()}
@@ -112,14 +118,15 @@ def against_peers(name: str, repetitions: int, seed: int, batch: int = 256) -> d
         return adversarial
 
     torch.manual_seed(seed)
-    runs: Runs = {label: lambda attack=attack: attack(net, x, y, seed=seed).x for label, attack in ours.items()}
-    runs |= {library: lambda library=library: theirs(library) for library in PEERS if "pgd-linf" in PEERS[library]}
+    np.random.seed(seed)  # noqa: NPY002  (what ART draws from)
+    runs: Runs = {label: lambda seed, attack=attack: attack(net, x, y, seed=seed).x for label, attack in ours.items()}
+    runs |= {library: lambda seed, library=library: theirs(library) for library in PEERS}
     seconds, results = interleaved(runs, repetitions)
     rows = [
         {
             "name": run,
             "seconds": statistics.median(values),
-            "robust": robust_accuracy(net, x, y, results[run]),
+            "robust": statistics.mean(robust_accuracy(net, x, y, z) for z in results[run]),
             "over_stopping": ratio(seconds, run, "sparring, stopping"),
             "over_all_steps": ratio(seconds, run, "sparring, all steps"),
             "all_seconds": values,
@@ -208,7 +215,7 @@ def verdicts(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
             measured = (
                 f"{fastest[key]:.2f} x {fastest['name']}, {100 * attack['robust']:.1f}%/{100 * fastest['robust']:.1f}%"
             )
-            holds = fastest[key] >= least and attack["robust"] <= fastest["robust"]
+            holds = fastest[key] >= least and attack["robust"] < fastest["robust"] + 1 / result["batch"]
             out.append((f"{attack['name'].split(', ')[1]}, {result['network']}", f">= {least:g}", measured, holds))
     if "memory" in found:
         grown = found["memory"][2]["peak_mb"] / found["memory"][1]["peak_mb"]
@@ -224,7 +231,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ("overhead", "peers", "memory", "help")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
-    parser.add_argument("--repetitions", type=int, default=7, metavar="N", help="turns that each run takes (default 7)")
+    parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="turns that each run takes (default 5)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, metavar="PART", help=", ".join(parts))
     arguments = parser.parse_args()
