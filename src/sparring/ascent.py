@@ -216,28 +216,33 @@ class Pool:
         prediction = predict(logits)
         success = fooled(prediction, rows.y, rows.targets if self.goal else None)
         better = (success & ~rows.fooled) | ((success == rows.fooled) & (value > rows.value))
-        rows.value = torch.where(better, value.to(rows.value.dtype), rows.value)
-        rows.prediction = torch.where(better, prediction, rows.prediction)
         rows.fooled = rows.fooled | success
-        rows.best = torch.where(per_sample(better, point), point, rows.best)
+        count = int(better.sum())
+        if count == len(rows):  # as a rule in the first steps: nothing to copy, because nobody changes a point in place
+            rows.value, rows.prediction, rows.best = value.to(rows.value.dtype), prediction, point
+        elif count:
+            rows.value = torch.where(better, value.to(rows.value.dtype), rows.value)
+            rows.prediction = torch.where(better, prediction, rows.prediction)
+            rows.best = torch.where(per_sample(better, point), point, rows.best)
 
     def _mend(self, rows: Rows, gradient: Tensor) -> Tensor:
         """Replace what would stop a sample silently: NaN and inf by zero, and an all-zero gradient by a random one."""
         if rows.threat.mask is not None:
             gradient = gradient * rows.threat.mask
-        size = gradient.flatten(1).abs().amax(1)
-        sound = ((size > 0) & size.isfinite()).cpu()
-        if bool(sound.all()):
+        flat = gradient.flatten(1)
+        span = flat.amax(1) - flat.amin(1)  # NaN with NaN, infinite with inf: one cheap look finds most gradients sound
+        if bool(((span > 0) & (span < torch.inf)).all()):
             return gradient
+        size = flat.abs().amax(1)
         rows.broken = rows.broken + (~size.isfinite()).cpu()
         gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
         still = gradient.flatten(1).abs().amax(1) == 0
         rows.zero = rows.zero + still.cpu()
-        flat = still.cpu().nonzero().flatten()
-        if len(flat):
-            noise = Noise(self.seed, rows.index[flat])
+        stuck = still.cpu().nonzero().flatten()
+        if len(stuck):
+            noise = Noise(self.seed, rows.index[stuck])
             gradient[still] = noise.normal(
-                gradient.shape[1:], "instead of a zero gradient", rows.restart[flat], rows.step[flat], like=gradient
+                gradient.shape[1:], "instead of a zero gradient", rows.restart[stuck], rows.step[stuck], like=gradient
             )
         return gradient
 

@@ -23,9 +23,18 @@ def _shift_right(z: Tensor, bits: int) -> Tensor:
 
 
 def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift_right(z, 30)) * _MIX1
-    z = (z ^ _shift_right(z, 27)) * _MIX2
-    return z ^ _shift_right(z, 31)
+    return _mix_(z.clone())
+
+
+def _mix_(z: Tensor) -> Tensor:
+    """In place: on millions of numbers a new tensor for every operation costs several times the operation."""
+    scratch = torch.empty_like(z)
+    for bits, factor in ((30, _MIX1), (27, _MIX2), (31, 1)):
+        torch.bitwise_right_shift(z, bits, out=scratch)
+        z.bitwise_xor_(scratch.bitwise_and_((1 << (64 - bits)) - 1))
+        if factor != 1:
+            z.mul_(factor)
+    return z
 
 
 def _settled(values: Tensor, like: Tensor | None) -> Tensor:
@@ -57,7 +66,7 @@ class Noise:
                 part = zlib.crc32(part.encode())
             key = _mix(key + _GAMMA + (part.cpu().long() if isinstance(part, Tensor) else part))
         counter = torch.arange(1, math.prod(shape) + 1, dtype=torch.int64) * _GAMMA
-        return _mix(key[:, None] + counter).view(len(key), *shape)
+        return _mix_(key[:, None] + counter).view(len(key), *shape)
 
     def uniform(
         self,
@@ -69,7 +78,8 @@ class Noise:
     ) -> Tensor:
         """(N, *shape) uniform on (low, high); dtype and device of `like` (default float32 on the CPU)."""
         # 24 bits, half a step away from both ends: exact in float32, and never 0 or 1 for the logarithms below
-        unit = (_shift_right(self.bits(shape, *draw), 40).to(torch.float32) + 0.5) * 2.0**-24
+        bits = self.bits(shape, *draw).bitwise_right_shift_(40).bitwise_and_((1 << 24) - 1)
+        unit = bits.to(torch.float32).add_(0.5).mul_(2.0**-24)
         dtype = torch.float32 if like is None else like.dtype
         unit = unit.to(torch.promote_types(dtype, torch.float32)).mul_(high - low).add_(low).to(dtype)
         return unit if like is None else unit.to(like.device)

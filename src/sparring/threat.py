@@ -159,8 +159,9 @@ class Threat:
         centre = x.to(dtype)
         if self.norm == "linf":
             eps = self._eps(centre)
-            least, most = (centre - eps).clamp_min_(low), (centre + eps).clamp_max_(high)
-            moved = torch.clamp(candidate.to(dtype), least, most)
+            edge = centre - eps
+            moved = torch.maximum(candidate.to(dtype), edge)
+            torch.minimum(moved, torch.add(centre, eps, out=edge), out=moved).clamp_(low, high)
             if self.mask is not None:
                 moved = torch.where(self.mask, moved, centre)
         else:
@@ -211,7 +212,7 @@ class Threat:
             moved = torch.where(order < eps, noise.uniform(shape, *draw, like=wide, low=low, high=high), wide)
         return self.project(x, moved.to(x.dtype) if x.dtype == wide.dtype else moved)
 
-    def steepest(self, gradient: Tensor, x: Tensor, sparsity: float = 0.95, length: float | Tensor = 1.0) -> Tensor:
+    def steepest(self, gradient: Tensor, x: Tensor, sparsity: float = 0.99, length: float | Tensor = 1.0) -> Tensor:
         """The direction of length 1 in this norm along which a linear function with this gradient grows fastest.
 
         gradient, x: (B, *S), `x` the point it was taken at. length: how far the step will go, a number or (B,). l1: a

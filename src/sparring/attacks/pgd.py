@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparring.ascent import Probe
 from sparring.attacks.base import GradientAttack
-from sparring.attacks.sign import climbed, need_finite, need_norm
+from sparring.attacks.sign import climbed, default_step, need_finite, need_norm
 from sparring.noise import Noise
 from sparring.rows import Rows
 
@@ -23,7 +23,8 @@ class PGD(GradientAttack):
     Boneh 2019), then the exact projection onto ball ∩ box.
 
     steps: gradient steps a restart: K cost K backwards and K + 1 forwards. step_size: in input units, default
-    2.5 · eps / steps. schedule: "constant", or "cosine" which shrinks the step from twice that to nothing.
+    eps / 4, or 2.5 · eps / steps below 10 steps. schedule: "constant", or "cosine" which shrinks the step from twice that
+    to nothing.
     random_start: start inside the ball instead of at the input. restarts: independent starts; the best iterate counts.
     sparsity: the part of the entries that an l1 step leaves alone.
     """
@@ -33,7 +34,7 @@ class PGD(GradientAttack):
     random_start: bool = True
     restarts: int = 1
     schedule: str = "constant"
-    sparsity: float = 0.95
+    sparsity: float = 0.99
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +52,7 @@ class PGD(GradientAttack):
         return rows.threat.random(rows.original, noise, "start", rows.restart) if self.random_start else rows.original
 
     def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
-        size: float | Tensor = 2.5 * rows.threat.eps / self.steps if self.step_size is None else self.step_size
+        size: float | Tensor = rows.threat.eps * default_step(self.steps) if self.step_size is None else self.step_size
         if self.schedule == "cosine":
             shrink = 1 + torch.cos(rows.step.double() * (math.pi / self.steps))
             size = size * shrink.float().to(gradient.device)  # rounded, so that it is the same in any batch
