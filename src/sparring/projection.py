@@ -1,6 +1,6 @@
 """Exact Euclidean projections of a change onto a norm ball, while no entry moves beyond its room in the box.
 
-All take size (B, D) ≥ 0, the absolute changes; room (B, D) ≥ 0, how far each entry may go in its direction (inf without
+The projections take size (B, D) ≥ 0, the absolute changes; room (B, D) ≥ 0, how far each entry may go in its direction (inf without
 a box); eps, a number or (B,). They return the absolute changes of the nearest point. By symmetry signs stay.
 """
 
@@ -84,3 +84,23 @@ def project_l0(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     gain = free * (2 * size - free)
     rank = gain.argsort(dim=1, descending=True, stable=True).argsort(1)
     return torch.where(rank < _column(eps, size).floor(), free, 0)
+
+
+def sparse_step(size: Tensor, room: Tensor, length: float | Tensor, served: int) -> Tensor:
+    """How an l1 step of `length` is shared among the entries, (B, D), as parts of it that add up to at most 1.
+
+    size: (B, D), the gradient's absolute values. The largest are served first, each with at most 1 / served of the
+    length and no further than its room, until the length is spent.
+    """
+    size = size.masked_fill(room <= 0, 0)
+    whole = length.to(size.dtype)[:, None] if isinstance(length, Tensor) else size.new_tensor(length)
+    share = (room / whole.clamp_min(torch.finfo(size.dtype).tiny)).clamp(0, 1 / served)
+    first = min(size.shape[1], 4 * served)
+    while True:  # as a rule a few of the largest spend the length; else all of them have to be sorted
+        largest, order = size.topk(first, dim=1)
+        part = share.gather(1, order).masked_fill_(largest == 0, 0)
+        unspent = (part.sum(1) < 1) & (largest[:, -1] > 0)
+        if first == size.shape[1] or not bool(unspent.any()):
+            part = part.minimum((1 - (part.cumsum(1) - part)).clamp_min(0))
+            return torch.zeros_like(size).scatter(1, order, part)
+        first = size.shape[1]

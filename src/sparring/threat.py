@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparring.noise import Noise
-from sparring.projection import project_l0, project_l1, project_l2
+from sparring.projection import project_l0, project_l1, project_l2, sparse_step
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
@@ -233,15 +233,10 @@ class Threat:
             return (flat / torch.where(norm > 0, norm, 1)).view_as(gradient)
         if self.norm == "l1":
             low, high = self._limits(x)
-            at, size = x.to(flat.dtype).flatten(1), flat.abs()
-            room = torch.where(flat > 0, high - at, at - low).clamp_min(0)
-            whole = length.to(flat.dtype)[:, None] if isinstance(length, Tensor) else flat.new_tensor(length)
-            most = 1 / max(1, round((1 - sparsity) * flat.shape[1]))
-            order = size.argsort(dim=1, descending=True, stable=True)
-            share = (room / whole.clamp_min(torch.finfo(flat.dtype).tiny)).clamp_max(most)
-            share = torch.where(size > 0, share, 0).gather(1, order)
-            share = share.minimum((1 - (share.cumsum(1) - share)).clamp_min(0))
-            return (torch.zeros_like(flat).scatter(1, order, share) * flat.sign()).view_as(gradient)
+            at = x.to(flat.dtype).flatten(1)
+            room = torch.where(flat > 0, high - at, at - low)
+            served = max(1, round((1 - sparsity) * flat.shape[1]))
+            return (sparse_step(flat.abs(), room, length, served) * flat.sign()).view_as(gradient)
         raise ValueError("l0 has no steepest step: use an attack made for l0")
 
     def size(self, x: Tensor, moved: Tensor) -> Tensor:
