@@ -1,7 +1,7 @@
 """Exact Euclidean projections of a change onto a norm ball, while no entry moves beyond its room in the box.
 
-The projections take size (B, D) ≥ 0, the absolute changes; room (B, D) ≥ 0, how far each entry may go in its direction (inf without
-a box); eps, a number or (B,). They return the absolute changes of the nearest point. By symmetry signs stay.
+The projections take size (B, D) ≥ 0, the absolute changes; room (B, D) ≥ 0, how far each entry may go in its direction
+(inf without a box); eps, a number or (B,). They return the absolute changes of the nearest point. By symmetry signs stay.
 """
 
 from __future__ import annotations
