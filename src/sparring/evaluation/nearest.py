@@ -42,7 +42,7 @@ def smallest_norm(model: Borrowed, rows: Rows, steps: int = STEPS) -> Found:
     )  # x: what the model sees of `at`, in float32 or better
     at = x.to(smallest.dtype)
     if threat.norm not in _DUAL:
-        return Found(smallest.double().cpu(), 0, 0)
+        return Found(smallest.cpu().double(), 0, 0)
     for step in range(steps):
         logits, value, gradient = model.probe(x, lambda z: margin(z, y), rows.context)
         fools = fooled(predict(logits), y)
@@ -59,7 +59,7 @@ def smallest_norm(model: Borrowed, rows: Rows, steps: int = STEPS) -> Found:
         x = threat.rounded(origin, at)
     fools, size = fooled(predict(model.look(x, rows.context)), y), threat.size(origin, x)
     smallest = torch.where(fools & (size < smallest), size, smallest)
-    return Found(smallest.double().cpu(), steps + 1, steps)
+    return Found(smallest.cpu().double(), steps + 1, steps)
 
 
 def draw_back(model: Borrowed, rows: Rows, looks: int = LOOKS) -> Found:
@@ -78,4 +78,4 @@ def draw_back(model: Borrowed, rows: Rows, looks: int = LOOKS) -> Found:
         still = fooled(predict(model.look(x, rows.context)), rows.y)
         inside, outside = torch.where(still, inside, middle), torch.where(still, middle, outside)
         nearest = torch.where(per_sample(still, x), x, nearest)
-    return Found(rows.threat.size(rows.original, nearest).double().cpu(), looks, 0)
+    return Found(rows.threat.size(rows.original, nearest).cpu().double(), looks, 0)
