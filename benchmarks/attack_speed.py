@@ -98,7 +98,7 @@ def robust_accuracy(net: nn.Module, x: Tensor, y: Tensor, adversarial: Tensor) -
         return float(((net(x).argmax(1) == y) & (net(adversarial).argmax(1) == y)).float().mean())
 
 
-def against_peers(name: str, repetitions: int, seed: int, batch: int = 256) -> dict[str, Any]:
+def against_peers(name: str, repetitions: int, seed: int, batch: int) -> dict[str, Any]:
     """PGD-40 with ours stopping when fooled and taking all steps, and with each peer, on one batch of test images."""
     network = NETWORKS[name]
     net, (x, y) = network.load(), network.test_data(batch)
@@ -197,9 +197,12 @@ def verdicts(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     """What was asked for, what was measured, and whether it holds."""
     out: list[tuple[str, str, str, bool]] = []
     if "overhead" in found:
-        worst = max(found["overhead"], key=lambda r: r["ratio"])
-        where = f"{worst['ratio']:.3f} ({worst['network']}, batch {worst['batch']})"
-        out.append(("overhead, worst case", "<= 1.05", where, worst["ratio"] <= 1.05))
+        for what, mine in (
+            ("overhead, batches of 128 and 256", [r for r in found["overhead"] if r["batch"] >= 128]),
+            ("overhead, batches of 16 and 32", [r for r in found["overhead"] if r["batch"] < 128]),
+        ):
+            worst = max(mine, key=lambda r: r["ratio"])
+            out.append((what, "<= 1.05", f"{worst['ratio']:.3f} ({worst['network']})", worst["ratio"] <= 1.05))
     for result in found.get("peers", []):
         rows = {r["name"]: r for r in result["rows"]}
         ours = [rows.pop(f"sparring, {how}") for how in ("stopping", "all steps")]
@@ -243,8 +246,8 @@ def main() -> int:
     if "overhead" in arguments.only:
         found["overhead"] = overhead(arguments.repetitions, arguments.seed)
     if "peers" in arguments.only:
-        names = ("fashion-undefended", "fashion-pgd-trained")
-        found["peers"] = [against_peers(name, arguments.repetitions, arguments.seed) for name in names]
+        batches = {"fashion-undefended": 512, "fashion-pgd-trained": 256}
+        found["peers"] = [against_peers(name, arguments.repetitions, arguments.seed, n) for name, n in batches.items()]
     if "help" in arguments.only:
         found["help"] = command_line(arguments.repetitions)
     if "memory" in arguments.only:
