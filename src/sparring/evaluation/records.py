@@ -33,7 +33,7 @@ class Records:
     def __init__(self, attacks: int, room: int = 1024) -> None:
         self._table = np.zeros(room, np.dtype([*COLUMNS, ("passes", "i4", (attacks, 2))]))
         self._count = 0
-        self._place: dict[int, int] = {}
+        self._elsewhere: dict[int, int] = {}  # the places of samples whose place is not their number
 
     def __len__(self) -> int:
         return self._count
@@ -44,11 +44,13 @@ class Records:
         return self._table[: self._count]
 
     def place(self, index: int) -> int | None:
-        return self._place.get(index)
+        if 0 <= index < self._count and self._table[index]["index"] == index:
+            return index
+        return self._elsewhere.get(index)
 
     def same(self, index: int, digest: int) -> bool:
         """Whether the sample of this number is the one with this fingerprint."""
-        place = self._place.get(index)
+        place = self.place(index)
         return place is not None and int(self._table[place]["digest"]) == digest
 
     def add(self, index: int) -> int:
@@ -57,7 +59,8 @@ class Records:
             self._table = np.concatenate([self._table, np.zeros(len(self._table), self._table.dtype)])
         place = self._count
         self._count += 1
-        self._place[index] = place
+        if index != place:
+            self._elsewhere[index] = place
         row = self._table[place]
         row["index"], row["attack"], row["part"] = index, -1, -1
         row["prediction"], row["norm"], row["distance"], row["confidence"] = -1, np.nan, np.nan, np.nan
@@ -65,9 +68,11 @@ class Records:
 
     def sort(self) -> None:
         """Put the rows in the order of the samples' numbers."""
-        order = np.argsort(self.table["index"], kind="stable")
-        self._table = self.table[order]
-        self._place = {int(index): i for i, index in enumerate(self._table["index"])}
+        index = self.table["index"]
+        if bool((index[1:] < index[:-1]).any()):
+            self._table = self.table[np.argsort(index, kind="stable")]
+        index = self.table["index"]
+        self._elsewhere = {int(index[place]): int(place) for place in np.flatnonzero(index != np.arange(len(index)))}
 
     def column(self, name: str) -> Tensor:
         return torch.from_numpy(self.table[name].copy())
@@ -92,8 +97,10 @@ class Records:
         """A row back from its line; of two lines about one sample the later one counts."""
         values = json.loads(line)
         index, digest = values["index"], int(values["digest"], 16)
-        place = self._place.get(index)
-        row = self._table[self.add(index) if place is None else place]
+        place = self.place(index)
+        if place is None:
+            place = self.add(index)  # may replace the table, so before it is looked into
+        row = self._table[place]
         for name in self._table.dtype.names or ():
             if values.get(name) is not None:
                 row[name] = digest if name == "digest" else values[name]

@@ -104,4 +104,5 @@ def evaluate(
     result.save(folder)
     if result.finished:
         store.remove()
+    del result, stream, store  # their table of samples goes before the one that is loaded comes
     return EvaluationResult.load(folder)

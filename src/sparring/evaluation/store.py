@@ -14,6 +14,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from sparring.evaluation.records import DONE, Records
 
-SHARD_BYTES = 16 << 20
+SHARD_BYTES = 4 << 20
 ROWS_AT_ONCE = 4096
 Example = tuple[int, Tensor, Tensor]
 
@@ -220,22 +221,21 @@ class Store:
             file.writelines(self.records.lines())
         for old in folder.glob("adversarial-*.safetensors"):
             old.unlink()
-        held: list[Example] = []
-        size = 0
-
-        def write() -> None:
-            names.append(f"adversarial-{len(names) - 1:05d}.safetensors")
-            index, originals, adversarials = zip(*held, strict=True)
-            save_examples(folder / names[-1], torch.tensor(index), torch.stack(originals), torch.stack(adversarials))
-
-        for example in self.examples(self.fooled()):
-            held.append(example)
-            size += 2 * example[1].nbytes
-            if size >= shard_bytes:
-                write()
-                held, size = [], 0
-        if held:
-            write()
+        places = self.fooled()
+        rows = 1
+        if places:
+            _, first, _ = next(iter(self.examples(places[:1])))
+            rows = max(1, shard_bytes // (2 * first.nbytes))
+            # filled again for each shard: a list of small tensors would be copied, and leave holes in the memory
+            pair = torch.empty((2, min(rows, len(places)), *first.shape), dtype=first.dtype)
+        examples = self.examples(places)
+        for start in range(0, len(places), rows):
+            index = []
+            for i, (number, original, adversarial) in enumerate(islice(examples, rows)):
+                index.append(number)
+                pair[0, i], pair[1, i] = original, adversarial
+            names.append(f"adversarial-{start // rows:05d}.safetensors")
+            save_examples(folder / names[-1], torch.tensor(index), pair[0, : len(index)], pair[1, : len(index)])
         return names
 
     def remove(self) -> None:
