@@ -339,3 +339,14 @@ def test_autocast_runs_the_model_in_the_lower_precision_and_ends_there() -> None
     assert seen == [True] * 3
     assert not torch.is_autocast_enabled("cpu")
     assert found.x.dtype == torch.float32
+
+
+def test_inputs_that_the_model_was_not_made_for_get_one_line() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2))
+    with pytest.raises(
+        ValueError, match=r"can't take inputs of shape \(2, 1, 8, 8\), float32 on cpu: .*3 channels"
+    ) as caught:
+        sp.PGD(sp.Linf(0.1))(net, torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.long))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="float64"):
+        sp.PGD(sp.Linf(0.1))(net, torch.rand(2, 3, 8, 8, dtype=torch.float64), torch.zeros(2, dtype=torch.long))

@@ -348,6 +348,6 @@ def test_a_run_without_a_folder_leaves_none(tmp_path: Path, monkeypatch: pytest.
 def test_out_that_can_not_be_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("mine")
-    with pytest.raises(OSError, match="can't write"):
+    with pytest.raises(ValueError, match="file' is a file: expected a folder"):
         run(path)
     assert path.read_text() == "mine"

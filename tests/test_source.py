@@ -346,3 +346,16 @@ def test_random_models_are_not_believed(data: tuple[Tensor, Tensor]) -> None:
     assert result.robust_accuracy.count == N
     assert "not-reproducible" in [warning.code for warning in result.warnings]
     assert np.isinf(result.distance.numpy()).all()
+
+
+def test_a_list_of_samples_is_a_data_set_of_any_length() -> None:
+    samples = [(torch.full((2,), float(i)), i) for i in range(3)]
+    for count in (1, 2, 3):
+        batches = list(Source(samples[:count], 8, None, 0))
+        assert torch.cat([batch.y for batch in batches]).tolist() == list(range(count))
+
+
+@pytest.mark.parametrize(("batch_size", "max_samples", "word"), [(0, None, "batch_size=0"), (4, 0, "max_samples=0")])
+def test_sizes_that_are_none_get_one_line(batch_size: int, max_samples: int | None, word: str) -> None:
+    with pytest.raises(ValueError, match=f"{word}: expected a whole number, at least 1"):
+        Source((torch.rand(3, 2), torch.zeros(3).long()), batch_size, max_samples, 0)

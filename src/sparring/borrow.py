@@ -26,8 +26,16 @@ class Borrowed:
     def call(self, x: Tensor, context: Context) -> Tensor:
         """Checked logits (B, C), one counted forward a sample, with a graph where gradients are on."""
         cast = nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
-        with cast:
-            logits: Tensor = self.model(x, **context)
+        try:
+            with cast:
+                logits: Tensor = self.model(x, **context)
+        except RuntimeError as error:
+            if self.classes is not None or isinstance(error, torch.OutOfMemoryError):
+                raise  # it has worked before: not the inputs' fault
+            raise ValueError(
+                f"the model can't take inputs of shape {tuple(x.shape)}, {str(x.dtype).removeprefix('torch.')} on {x.device}: "
+                f"{str(error).strip().splitlines()[0]}; give it data of the channels, size and dtype that it was made for"
+            ) from error
         self.forwards += len(x)
         if self.classes is None or not isinstance(logits, Tensor) or logits.shape != (len(x), self.classes):
             self.classes = _check_logits(logits, len(x), self.classes)

@@ -133,7 +133,10 @@ def check_inputs(x: Tensor, threat: Threat) -> None:
 
 def check_labels(labels: Any, x: Tensor, what: str = "y") -> Tensor:
     """(B,) int64 on x's device."""
-    y: Tensor = torch.as_tensor(labels)
+    try:
+        y: Tensor = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{what} is {type(labels).__name__}: expected class numbers, an integer tensor (B,)") from None
     if y.ndim == 2 and y.shape[0] == len(x) and y.shape[1] > 1:
         raise ValueError(
             f"{what} of shape {tuple(y.shape)}: expected class numbers (B,), not one-hot; use {what}.argmax(1)"

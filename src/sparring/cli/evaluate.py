@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sparring.evaluation import Estimate, EvaluationResult, Progress
 
 VERDICT = Parameter(group=Group("Verdict", sort_key=6))
-EPS = {"linf": "8/255", "l2": "0.5", "l1": "12", "l0": "24"}
+EPS = {"linf": "8/255", "l2": "0.5", "l1": "12"}
 
 
 @Parameter(name="*")
@@ -33,10 +33,10 @@ class EvaluateSettings(SeedSettings, DataSettings, ModelSettings):
     data: Annotated[str, DATA] = field()
     """Image folder (one sub-folder a class), .npz with x and y, idx(.gz), CIFAR-10 batches, or a name:
     fashion-mnist, mnist, cifar10, gtsrb."""
-    norm: Annotated[Literal["linf", "l2", "l1", "l0"], THREAT] = "linf"
+    norm: Annotated[Literal["linf", "l2", "l1"], THREAT] = "linf"
     """How the attacker's change is measured."""
     eps: Annotated[Number | None, THREAT] = None
-    """Largest change, for images in [0, 1]; left out: 8/255 for linf, 0.5 for l2, 12 for l1, 24 values for l0."""
+    """Largest change, for images in [0, 1]; left out: 8/255 for linf, 0.5 for l2, 12 for l1."""
     attacks: Annotated[list[str], MANY, THREAT] = field(default_factory=lambda: ["adaptive"])
     """adaptive, or attacks in the order to run: pgd fgsm pgd:steps=100,restarts=5,objective=margin"""
     batch_size: Annotated[int, RUN] = 128
@@ -109,6 +109,10 @@ def run(
         "device": device,
         "max_samples": settings.max_samples,
     }
+    if settings.time_limit is not None and not settings.time_limit > 0:
+        raise ValueError(f"--time-limit {settings.time_limit:g}: expected seconds, above 0")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: expected a folder, which need not be there yet")
     if settings.dry_run or earlier is None:
         cost = evaluation.estimate(model, images, threat, **common)
         line = cost_line(cost, device)

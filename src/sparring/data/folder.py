@@ -49,9 +49,9 @@ def from_files(
             headers.append(images.probe(file))
             if skip_bad:
                 images.decode(file, channels=3)
-        except images.BadImage:
+        except images.BadImage as error:
             if not skip_bad:
-                raise
+                raise images.BadImage(f"{error}; skip_bad=True (--skip-bad) leaves such files out") from error
             del headers[len(kept) :]
             skipped.append(str(file))
         else:
@@ -64,7 +64,7 @@ def from_files(
             if (w, h) != (width, height):
                 raise ValueError(
                     f"images differ in size ({kept[0][0]} is {width}×{height}, {file} is {w}×{h}): "
-                    "give size=, for example size=224"
+                    "give size=, for example size=224 (--size 224)"
                 )
     channels = 1 if all(grey for *_, grey in headers) else 3
 

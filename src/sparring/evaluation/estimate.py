@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sparring.attacks import GradientAttack
-from sparring.attacks.inputs import check_inputs, check_labels, split_inputs
+from sparring.attacks.inputs import check_inputs, check_label_range, check_labels, split_inputs
 from sparring.borrow import borrow
 from sparring.evaluation import cascade
 from sparring.evaluation.nearest import LOOKS, STEPS
@@ -64,6 +64,7 @@ def estimate(
         x, context = split_inputs(model, to_device(batch.x, where))
         check_inputs(x, threat)
         y = check_labels(batch.y, x)
+        check_label_range(y, borrowed.look(x, context).shape[1])
         borrowed.probe(x, lambda logits: margin(logits, y), context)
         start = time.perf_counter()
         borrowed.probe(x, lambda logits: margin(logits, y), context)

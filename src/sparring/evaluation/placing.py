@@ -31,7 +31,12 @@ def placed(model: Model, device: torch.device | str | None) -> Iterator[torch.de
         yield where
         return
     try:
-        model.to(where)
+        try:
+            model.to(where)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's ways to say that it is not there
+            raise ValueError(
+                f"device={str(device)!r} can't be used here: {str(error).strip().splitlines()[0]}"
+            ) from error
         yield where
     finally:
         model.to(home)

@@ -62,10 +62,6 @@ def evaluate(
 
     Raises TypeError or ValueError, in one line, for data or a model that can't be evaluated.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: expected a whole number, at least 1")
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"max_samples={max_samples}: expected a whole number, at least 1")
     if not isinstance(threat, Threat):
         raise TypeError(f"threat={threat!r}: expected a threat model such as sp.Linf(8/255)")
     if time_limit is not None and not time_limit > 0:
@@ -75,6 +71,8 @@ def evaluate(
     about = describe_model(model, model_info)
     identity = fingerprint(about, threat, chosen, seed, source.available, max_samples)
     folder = None if out is None else Path(out)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ValueError(f"out={str(out)!r} is a file: expected a folder, which need not be there yet")
     if folder is not None and (folder / "result.json").exists():
         earlier = EvaluationResult.load_matching(folder, identity, source)
         if earlier is not None:

@@ -39,6 +39,10 @@ class Source:
         A shuffled DataLoader is read whole and in its data set's order, so that sample numbers mean the same at every run;
         one with a sampler of the user's own as it comes. What the data draws at random is fixed by `seed`.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected a whole number, at least 1")
+        if max_samples is not None and max_samples < 1:
+            raise ValueError(f"max_samples={max_samples}: expected a whole number, at least 1")
         self.batch_size, self.limit, self.indices = batch_size, max_samples, indices
         self.randomness = OwnRandomness(seed)
         self.chosen: Tensor | None = None
@@ -61,7 +65,8 @@ class Source:
             if isinstance(data.dataset, IterableDataset) or not whole:
                 return data, None
             return self._load(data.dataset, data), len(data.dataset)  # type: ignore[arg-type]
-        if isinstance(data, (tuple, list)):
+        samples = isinstance(data, list) and all(isinstance(item, tuple) and len(item) == 2 for item in data)
+        if isinstance(data, (tuple, list)) and not samples:  # a list of pairs is a data set as it is
             if len(data) != 2:
                 raise TypeError(f"data is a {type(data).__name__} of {len(data)}: expected the pair (x, y)")
             dataset: Any = _Pair(data[0], torch.as_tensor(data[1]))
