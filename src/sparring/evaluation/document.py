@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import sparring
-from sparring.evaluation.cascade import Attack, name_of, settings_of
+from sparring.evaluation.cascade import AnyAttack, name_of, settings_of
 from sparring.evaluation.records import Records
 from sparring.evaluation.statistics import Proportion
 from sparring.evaluation.warnings import judge
@@ -68,7 +68,7 @@ def describe_threat(threat: Threat) -> dict[str, Any]:
 def fingerprint(
     model: dict[str, Any],
     threat: Threat,
-    attacks: list[Attack],
+    attacks: list[AnyAttack],
     seed: int,
     available: int | None,
     max_samples: int | None,
@@ -103,36 +103,24 @@ def describe(
     data: Any,
     data_info: dict[str, Any] | None,
     class_names: list[str] | None,
-    gallery: list[dict[str, Any]],
     identity: dict[str, Any],
 ) -> dict[str, Any]:
-    """The document of a run whose records are sorted."""
-    records, table = run.records, run.records.table
-    total, right, robust = len(table), int(table["correct"].sum()), int(table["robust"].sum())
-    classes = run.model.classes or 2
+    """What a run knows beside the samples' records, keyed as in the document that `summarize` makes of both."""
     dataset = getattr(data, "dataset", data)
     names = class_names or getattr(dataset, "classes", None)
     about_data: dict[str, Any] = {
         "name": getattr(dataset, "name", None)
         or ("tensors" if isinstance(data, (tuple, list)) else type(dataset).__name__),
-        "sha256": records.data_sha256(),
-        "samples": total,
         "available": run.source.available,
         "shape": run.shape,
-        "classes": classes,
+        "classes": run.model.classes or 2,
         "class_names": list(names) if names is not None else None,
         "spec": getattr(dataset, "spec", None),
     }
     first = next(run.model.model.parameters(), None) if isinstance(run.model.model, nn.Module) else None
     device = run.device or (torch.device("cpu") if first is None else first.device)
-    shown = 2 * len(gallery)
-    stage_passes = table["passes"].sum(axis=0, dtype=np.int64)
-    forwards = int(table["forwards"].sum())
-    warnings = judge(records, classes=classes)
     return {
-        "schema_version": SCHEMA_VERSION,
         "finished": run.finished,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(run.seconds, 3),
         "seed": seed,
         "tool": {"name": "sparring", "version": sparring.__version__},
@@ -150,41 +138,67 @@ def describe(
         "threat": describe_threat(threat),
         "model": model,
         "data": about_data | (data_info or {}),
+        "attacks": [
+            {"name": stage.name, "settings": stage.settings, "seconds": round(stage.seconds, 3)} for stage in run.stages
+        ],
+        "identity": identity,
+    }
+
+
+def summarize(
+    facts: dict[str, Any], records: Records, gallery: list[dict[str, Any]], shown: int | None = None
+) -> dict[str, Any]:
+    """The document: the facts of one run, or of many that shared the work, and what its records, sorted, add up to.
+
+    shown: forwards that the gallery took (default: two for each of its examples).
+    """
+    table = records.table
+    total, right, robust = len(table), int(table["correct"].sum()), int(table["robust"].sum())
+    shown = 2 * len(gallery) if shown is None else shown
+    stage_passes = table["passes"].sum(axis=0, dtype=np.int64)
+    forwards, backwards = int(table["forwards"].sum()), int(table["backwards"].sum())
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **facts,
+        "data": {"sha256": records.data_sha256(), "samples": total, **facts["data"]},
         "clean_accuracy": Proportion(right, total).to_dict(),
         "robust_accuracy": Proportion(robust, total).to_dict(),
-        "attacks": _attacks(run, stage_passes),
+        "attacks": _attacks(facts["attacks"], records),
         "passes": {
             "forwards": forwards + shown,
-            "backwards": int(table["backwards"].sum()),
+            "backwards": backwards,
             "clean": total,
             "distance": forwards - total - int(stage_passes[:, 0].sum()),
-            "distance_backwards": int(table["backwards"].sum()) - int(stage_passes[:, 1].sum()),
+            "distance_backwards": backwards - int(stage_passes[:, 1].sum()),
             "gallery": shown,
         },
-        "per_class": per_class(records, about_data["class_names"]),
-        "curve": curve(records, describe_threat(threat)["eps"]),
+        "per_class": per_class(records, facts["data"]["class_names"]),
+        "curve": curve(records, facts["threat"]["eps"]),
         "gallery": gallery,
-        "warnings": [{"code": warning.code, "message": warning.message} for warning in warnings],
-        "identity": identity,
+        "warnings": [
+            {"code": warning.code, "message": warning.message}
+            for warning in judge(records, classes=facts["data"]["classes"])
+        ],
         "files": {},
     }
 
 
-def _attacks(run: Stream, passes: Any) -> list[dict[str, Any]]:
-    table, rows = run.records.table, []
+def _attacks(attacks: list[dict[str, Any]], records: Records) -> list[dict[str, Any]]:
+    table, rows = records.table, []
     standing = int(table["correct"].sum())
-    for i, stage in enumerate(run.stages):
+    for i, attack in enumerate(attacks):
         fallen = int((table["attack"] == i).sum())
         rows.append(
             {
-                "name": stage.name,
-                "settings": stage.settings,
+                "name": attack["name"],
+                "settings": attack["settings"],
                 "attacked": int((table["passes"][:, i, 0] > 0).sum()),
                 "fooled": fallen,
                 "robust_accuracy": Proportion(standing - fallen, len(table)).to_dict(),
-                "forwards": int(passes[i, 0]),
-                "backwards": int(passes[i, 1]),
-                "seconds": round(stage.seconds, 3),
+                "forwards": int(table["passes"][:, i, 0].sum(dtype=np.int64)),
+                "backwards": int(table["passes"][:, i, 1].sum(dtype=np.int64)),
+                "seconds": attack["seconds"],
             }
         )
         standing -= fallen

@@ -11,7 +11,7 @@ import torch
 
 from sparring.borrow import borrow
 from sparring.evaluation import cascade
-from sparring.evaluation.document import describe, describe_model, fingerprint
+from sparring.evaluation.document import describe, describe_model, fingerprint, summarize
 from sparring.evaluation.gallery import gallery
 from sparring.evaluation.placing import placed
 from sparring.evaluation.progress import Bar, Progress
@@ -92,11 +92,11 @@ def evaluate(
             store.flush()
         store.sort()
         shown = gallery(store, borrowed, [stage.name for stage in stream.stages], where)
-        document = describe(
+        facts = describe(
             run=stream, model=about, threat=threat, seed=seed, data=data, data_info=data_info, class_names=class_names,
-            gallery=shown, identity=identity,
+            identity=identity,
         )  # fmt: skip
-    result = EvaluationResult(document, store)
+    result = EvaluationResult(summarize(facts, store.records, shown), store)
     if folder is None:
         return result
     result.save(folder)
