@@ -17,7 +17,7 @@ from networks import convolutional, inputs, linear, mlp
 from sparring.ascent import Pool
 from sparring.evaluation import Progress, adaptive, estimate
 from sparring.evaluation.nearest import STEPS
-from sparring.evaluation.stages import GradientStage
+from sparring.evaluation.stages import OwnStage
 from sparring.evaluation.stream import Stream
 
 SHAPE = (3, 4, 5)
@@ -324,15 +324,15 @@ def test_a_hard_cascade_holds_few_samples_too(monkeypatch: pytest.MonkeyPatch) -
     """Nobody falls: every sample goes the whole way, and no queue may run full."""
     threat, size, model = sp.Linf(1e-6), 8, linear(SHAPE, 4)
     attacks, most = [sp.PGD(threat, steps=steps) for steps in (1, 5, 2, 3)], 0
-    step = GradientStage.step
+    step = OwnStage.step
 
-    def watched(self: GradientStage) -> Any:
+    def watched(self: OwnStage) -> Any:
         nonlocal most
         done = step(self)
         most = max(most, len(self.pool) + (0 if self.queue is None else len(self.queue)))
         return done
 
-    monkeypatch.setattr(GradientStage, "step", watched)
+    monkeypatch.setattr(OwnStage, "step", watched)
     result = sp.evaluate(model, labelled(model, 400), threat, attacks=attacks, batch_size=size)
     assert result.robust_accuracy.count == 360
     assert most <= 4 * size

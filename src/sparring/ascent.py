@@ -38,6 +38,9 @@ class Recipe(Protocol):
         Iterates are kept in float32 or better; the model sees them rounded to the inputs' dtype.
         """
 
+    def again(self, rows: Rows) -> Tensor:
+        """(N,) bool on the CPU: which of the samples at the end of a restart (`rows.restart` are done) begin another."""
+
 
 class Probe(Protocol):
     """Asks the model at other points: (rows of the pool, x) → (objective (n,), gradient (n, *S)), counted."""
@@ -197,7 +200,7 @@ class Pool:
         rows.forwards = rows.forwards + 1
         self._judge(rows, point, logits, self._value(rows, logits))
         rows.restart = rows.restart + 1
-        done = rows.restart >= self.recipe.restarts
+        done = ~self.recipe.again(rows)
         if self.stop_when_fooled:
             done |= rows.fooled.cpu()
         if not bool(done.all()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -96,3 +96,24 @@ def _merge(a: dict[str, Any], count_a: int, b: dict[str, Any], count_b: int) -> 
 
     names = [*a, *(name for name in b if name not in a)]
     return {n: _join(part(a, n, b.get(n), count_a), part(b, n, a.get(n), count_b)) for n in names}
+
+
+class Loop(Protocol):
+    """The samples that an attack works on now: some join, each call of `step` takes them on, those that are done come back.
+
+    What comes back has `best`, `fooled`, `prediction`, `value`, and the passes, `forwards` and `backwards`, it cost.
+    """
+
+    active: Rows | None
+    parked: Rows | None
+
+    def __len__(self) -> int: ...
+
+    @property
+    def room(self) -> int:
+        """How many samples can join."""
+
+    def add(self, rows: Rows) -> None: ...
+
+    def step(self) -> Rows | None:
+        """Some work; the samples that are done, if any."""

@@ -1,9 +1,9 @@
 """Attacks: small recipes over one loop, each called as ``attack(model, x, y) -> Adversarial``."""
 
 from sparring.attacks.adversarial import Adversarial
-from sparring.attacks.base import GradientAttack
+from sparring.attacks.base import Attack, GradientAttack
 from sparring.attacks.optimizer import OptimizerAttack
 from sparring.attacks.pgd import PGD
 from sparring.attacks.sign import FGSM, IFGSM, MIFGSM, RFGSM
 
-__all__ = ["FGSM", "IFGSM", "MIFGSM", "PGD", "RFGSM", "Adversarial", "GradientAttack", "OptimizerAttack"]
+__all__ = ["FGSM", "IFGSM", "MIFGSM", "PGD", "RFGSM", "Adversarial", "Attack", "GradientAttack", "OptimizerAttack"]

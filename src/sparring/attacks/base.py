@@ -1,10 +1,10 @@
-"""What every gradient attack shares: being called, and being run by `evaluate`."""
+"""What every attack shares: being called, and being run by `evaluate`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,19 +14,17 @@ from sparring.attacks.adversarial import Adversarial
 from sparring.attacks.inputs import Targets, prepare
 from sparring.borrow import Borrowed, borrow
 from sparring.noise import Noise
-from sparring.objective import Objective, resolve
-from sparring.rows import Rows
+from sparring.objective import Objective, margin, resolve
+from sparring.rows import Loop, Rows
 from sparring.threat import Threat
 from sparring.wrappers import Model
 
 
 @dataclass(frozen=True)
-class GradientAttack:
-    """An attack that climbs an objective by its gradient; subclasses say where to start and how to move.
+class Attack:
+    """What can be called, and run by `evaluate`: it brings a loop for its samples.
 
     threat: what the attacker may do.
-    objective: "cross-entropy", "margin", "dlr", "kl", "logit", or a callable (logits, y, targets, reference) → (B,).
-    keep: which iterate to return, the "best" (fooling beats not fooling, then the higher objective) or the "last".
     targets: a named choice of target class for every call ("least-likely", "second", "random"), unless the call gives
     its own. stop_when_fooled: let a sample go at its first success (what `evaluate` does); otherwise every step is taken.
     autocast: run the model under torch.autocast with this dtype.
@@ -34,13 +32,12 @@ class GradientAttack:
     """
 
     threat: Threat
-    objective: str | Objective = field(default="cross-entropy", kw_only=True)
-    keep: str = field(default="best", kw_only=True)
     targets: str | None = field(default=None, kw_only=True)
     stop_when_fooled: bool = field(default=False, kw_only=True)
     autocast: torch.dtype | None = field(default=None, kw_only=True)
     trace: bool = field(default=False, kw_only=True)
 
+    access: ClassVar[str] = "gradients"  # what it asks of the model: "gradients", "scores" or "decisions"
     steps = 1  # a subclass has these as fields where a user may choose them
     restarts = 1
 
@@ -54,9 +51,6 @@ class GradientAttack:
         size = getattr(self, "step_size", None)
         if size is not None and not size > 0:
             raise ValueError(f"{self.name}(step_size={size!r}): expected a number above 0")
-        resolve(self.objective)
-        if self.keep not in ("best", "last"):
-            raise ValueError(f"{self.name}(keep={self.keep!r}): expected 'best' or 'last'")
 
     @property
     def name(self) -> str:
@@ -67,15 +61,22 @@ class GradientAttack:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "threat"}
         return {name: _plain(value) for name, value in values.items()}
 
-    def begin(self, rows: Rows, noise: Noise) -> Tensor:
-        return rows.original
+    def climbs(self) -> Objective:
+        """What it maximises."""
+        return margin
 
-    def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
+    def pool(
+        self,
+        model: Borrowed,
+        *,
+        seed: int = 0,
+        capacity: int | None = None,
+        stop_when_fooled: bool = False,
+        goal: bool = True,
+        trace: Trace | None = None,
+    ) -> Loop:
+        """Its loop, ready for samples. goal: with targets, success is to hit the target; False counts any error."""
         raise NotImplementedError
-
-    def pool(self, model: Borrowed, **settings: Any) -> Pool:
-        """The loop, set up for this attack."""
-        return Pool(model, self, resolve(self.objective), **settings)
 
     def __call__(
         self,
@@ -103,7 +104,7 @@ class GradientAttack:
                 targets=self.targets if targets is None else targets,
                 indices=indices,
                 seed=seed,
-                objective=resolve(self.objective),
+                objective=self.climbs(),
             )
             trace = Trace.empty(self.restarts * (self.steps + 1), len(rows)) if self.trace else None
             if not len(rows):
@@ -113,7 +114,42 @@ class GradientAttack:
             return _collect(rows, done, borrowed, trace)
 
 
-def _drain(pool: Pool, rows: Rows) -> Iterator[Rows]:
+@dataclass(frozen=True)
+class GradientAttack(Attack):
+    """An attack that climbs an objective by its gradient; subclasses say where to start and how to move.
+
+    objective: "cross-entropy", "margin", "dlr", "kl", "logit", or a callable (logits, y, targets, reference) → (B,).
+    keep: which iterate to return, the "best" (fooling beats not fooling, then the higher objective) or the "last".
+    The rest is as for `Attack`.
+    """
+
+    objective: str | Objective = field(default="cross-entropy", kw_only=True)
+    keep: str = field(default="best", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        resolve(self.objective)
+        if self.keep not in ("best", "last"):
+            raise ValueError(f"{self.name}(keep={self.keep!r}): expected 'best' or 'last'")
+
+    def climbs(self) -> Objective:
+        return resolve(self.objective)
+
+    def begin(self, rows: Rows, noise: Noise) -> Tensor:
+        return rows.original
+
+    def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
+        raise NotImplementedError
+
+    def again(self, rows: Rows) -> Tensor:
+        """(N,) bool on the CPU: the samples at the end of a restart that begin another."""
+        return rows.restart < self.restarts
+
+    def pool(self, model: Borrowed, **settings: Any) -> Pool:
+        return Pool(model, self, self.climbs(), **settings)
+
+
+def _drain(pool: Loop, rows: Rows) -> Iterator[Rows]:
     pool.add(rows)
     while len(pool):
         finished = pool.step()

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring.attacks import FGSM, IFGSM, MIFGSM, PGD, RFGSM, GradientAttack, OptimizerAttack
+from sparring import attacks as own
+from sparring.attacks import FGSM, IFGSM, MIFGSM, PGD, RFGSM, Attack, GradientAttack, OptimizerAttack
 from sparring.objective import OBJECTIVES
 from sparring.threat import Threat
 
-Attack = GradientAttack | Callable[..., Any]
-Attacks = str | Attack | Sequence[str | Attack]
+AnyAttack = Attack | Callable[..., Any]  # anybody's: (model, x, y) → adversarial x
+Attacks = str | AnyAttack | Sequence[str | AnyAttack]
 
-NAMED: dict[str, Callable[[Threat], GradientAttack]] = {
+NAMED: dict[str, Callable[[Threat], Attack]] = {
     "fgsm": FGSM,
     "rfgsm": RFGSM,
     "ifgsm": IFGSM,
@@ -36,7 +37,7 @@ def adaptive(threat: Threat) -> list[GradientAttack]:
     ]
 
 
-def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> list[Attack]:
+def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> list[AnyAttack]:
     """The list of attacks: our own let a sample go at its first success, and work under `threat`."""
     if isinstance(attacks, str) and attacks.lower() == "adaptive":
         chosen: list[Any] = list(adaptive(threat))
@@ -44,7 +45,7 @@ def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> l
         chosen = list(attacks) if isinstance(attacks, (list, tuple)) else [attacks]
     if not chosen:
         raise ValueError("attacks is empty: expected 'adaptive', an attack, or a list of attacks")
-    resolved: list[Attack] = []
+    resolved: list[AnyAttack] = []
     for attack in chosen:
         if isinstance(attack, str):
             name = attack.lower().replace("-", "").replace("_", "")
@@ -55,7 +56,7 @@ def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> l
             attack = NAMED[name](threat)
         elif isinstance(attack, type):
             attack = attack(threat)
-        if isinstance(attack, GradientAttack):
+        if isinstance(attack, Attack):
             _check_threat(attack, threat)
             attack = replace(attack, stop_when_fooled=True, trace=False, autocast=attack.autocast or autocast)
         elif not callable(attack):
@@ -64,7 +65,7 @@ def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> l
     return resolved
 
 
-def _check_threat(attack: GradientAttack, threat: Threat) -> None:
+def _check_threat(attack: Attack, threat: Threat) -> None:
     mine = attack.threat
     same = mine.norm == threat.norm and mine.bounds == threat.bounds
     if not (same and _equal(mine.eps, threat.eps) and _equal(mine.mask, threat.mask)):
@@ -79,25 +80,26 @@ def _equal(a: Any, b: Any) -> bool:
     return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
 
-def name_of(attack: Attack) -> str:
-    return attack.name if isinstance(attack, GradientAttack) else getattr(attack, "__name__", type(attack).__name__)
+def name_of(attack: AnyAttack) -> str:
+    return attack.name if isinstance(attack, Attack) else getattr(attack, "__name__", type(attack).__name__)
 
 
-def settings_of(attack: Attack) -> dict[str, Any]:
-    return attack.settings() if isinstance(attack, GradientAttack) else {"callable": repr(attack).split(" at 0x")[0]}
+def settings_of(attack: AnyAttack) -> dict[str, Any]:
+    return attack.settings() if isinstance(attack, Attack) else {"callable": repr(attack).split(" at 0x")[0]}
 
 
-def recorded(rows: list[dict[str, Any]], threat: Threat) -> list[GradientAttack] | None:
+def recorded(rows: list[dict[str, Any]], threat: Threat) -> list[Attack] | None:
     """The attacks of a result document, built again; None where one of them is foreign, or climbs a callable's objective."""
-    classes = {cls.__name__: cls for cls in (FGSM, RFGSM, IFGSM, MIFGSM, PGD, OptimizerAttack)}
-    attacks: list[GradientAttack] = []
+    attacks: list[Attack] = []
     for row in rows:
-        settings = dict(row["settings"])
-        if row["name"] not in classes or settings.get("objective") not in OBJECTIVES:
+        settings, cls = dict(row["settings"]), getattr(own, row["name"], None)
+        if not (isinstance(cls, type) and issubclass(cls, Attack)):
+            return None
+        if settings.get("objective", "margin") not in OBJECTIVES:
             return None
         if settings.get("autocast") is not None:
             settings["autocast"] = getattr(torch, settings["autocast"])
         if settings.get("bounds") is not None:
             settings["bounds"] = tuple(settings["bounds"])
-        attacks.append(classes[row["name"]](threat, **settings))
+        attacks.append(cls(threat, **settings))
     return attacks

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sparring.attacks import Adversarial, GradientAttack
+from sparring.attacks import Adversarial, Attack
 from sparring.attacks.inputs import with_logits
 from sparring.borrow import Borrowed
-from sparring.evaluation.cascade import Attack, name_of, settings_of
+from sparring.evaluation.cascade import name_of, settings_of
 from sparring.evaluation.randomness import OwnRandomness
-from sparring.objective import fooled, kl, predict, resolve
+from sparring.objective import fooled, kl, predict
 from sparring.rows import Rows
 
 
@@ -45,15 +45,14 @@ def fresh(rows: Rows) -> Rows:
     )
 
 
-def make_stage(attack: Attack, model: Borrowed, capacity: int, seed: int) -> Stage:
-    cls = GradientStage if isinstance(attack, GradientAttack) else CallStage
-    return cls(attack, model, capacity, seed)  # type: ignore[arg-type]
+def make_stage(attack: Any, model: Borrowed, capacity: int, seed: int) -> Stage:
+    return (OwnStage if isinstance(attack, Attack) else CallStage)(attack, model, capacity, seed)
 
 
-class GradientStage:
-    """An attack of ours, run by its pool: fooled samples leave at every step and the queue refills their places."""
+class OwnStage:
+    """An attack of ours, run by its loop: fooled samples leave at every step and the queue refills their places."""
 
-    def __init__(self, attack: GradientAttack, model: Borrowed, capacity: int, seed: int) -> None:
+    def __init__(self, attack: Attack, model: Borrowed, capacity: int, seed: int) -> None:
         self.attack, self.model, self.capacity, self.seed = attack, model, capacity, seed
         self.pool = attack.pool(model, seed=seed, capacity=capacity, stop_when_fooled=True, goal=False)
         self.name, self.settings, self.seconds = attack.name, attack.settings(), 0.0
@@ -74,7 +73,7 @@ class GradientStage:
     def feed(self, rows: Rows) -> None:
         rows = fresh(rows)
         assert rows.reference is not None
-        needs = resolve(self.attack.objective) is kl
+        needs = self.attack.climbs() is kl
         rows = with_logits(rows, rows.reference, targets=self.attack.targets, seed=self.seed, needs_reference=needs)
         self.queue = rows if self.queue is None else self.queue + rows
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sparring.attacks import GradientAttack
+from sparring.attacks import Attack
 from sparring.attacks.inputs import check_inputs, check_label_range, check_labels, split_inputs
 from sparring.borrow import Borrowed, looks_like_probabilities
 from sparring.evaluation import cascade
@@ -35,7 +35,7 @@ class Stream:
         model: Borrowed,
         source: Source,
         threat: Threat,
-        attacks: list[cascade.Attack],
+        attacks: list[cascade.AnyAttack],
         store: Store,
         device: torch.device | None,
         *,
@@ -55,7 +55,7 @@ class Stream:
             make_stage(attack, model, batch_size, seed + 1_000_003 * i) for i, attack in enumerate(attacks)
         ]
         # a run of foreign attacks alone asks for no gradients
-        self.gradients = any(isinstance(attack, GradientAttack) for attack in attacks)
+        self.gradients = any(isinstance(attack, Attack) and attack.access == "gradients" for attack in attacks)
         self.fallen: list[Rows | None] = [None] * len(attacks)  # by each stage, not settled yet
         self.batches = iter(source)
         self.shape: list[int] | None = None
