@@ -17,9 +17,9 @@ import sparring as sp
 from networks import inputs, mlp
 from sparring.evaluation import Proportion, Verification
 from sparring.evaluation.document import curve, per_class
+from sparring.evaluation.files import sha256
 from sparring.evaluation.result import _read_records
 from sparring.evaluation.source import digest
-from sparring.evaluation.store import sha256
 
 SHAPE = (3, 4, 5)
 THREAT = sp.Linf("5/255")

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from sparring.evaluation.document import curve, per_class
+from sparring.evaluation.files import sha256
 from sparring.evaluation.result import EvaluationResult
 from sparring.evaluation.statistics import Proportion
-from sparring.evaluation.store import sha256
 
 
 def check_files(result: EvaluationResult) -> list[str]:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from sparring.borrow import Borrowed
+from sparring.evaluation.parts import Parts
 from sparring.evaluation.placing import to_device
-from sparring.evaluation.store import Store
 from sparring.wrappers import AttackedInput
 
 
 def gallery(
-    store: Store, model: Borrowed, names: list[str], device: torch.device | None, most: int = 12
+    store: Parts, model: Borrowed, names: list[str], device: torch.device | None, most: int = 12
 ) -> list[dict[str, Any]]:
     """The fooled samples nearest to their originals, with the model's five best guesses before and after.
 

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from sparring.evaluation.document import SCHEMA_VERSION, schema
+from sparring.evaluation.files import replacing, sha256
+from sparring.evaluation.parts import Example, Parts, read_examples
 from sparring.evaluation.records import DONE, Records
 from sparring.evaluation.source import Source, digest
 from sparring.evaluation.statistics import Proportion
-from sparring.evaluation.store import Example, Store, check_fingerprint, read_examples, replacing, sha256
+from sparring.evaluation.store import check_fingerprint
 from sparring.evaluation.warnings import Warning
 
 
@@ -29,7 +31,7 @@ class EvaluationResult:
     attacks: one dict an attack. warnings: each with `.code` and `.message`. document: all that `result.json` holds.
     """
 
-    def __init__(self, document: dict[str, Any], store: Store | None = None, *, folder: Path | None = None) -> None:
+    def __init__(self, document: dict[str, Any], store: Parts | None = None, *, folder: Path | None = None) -> None:
         self.document, self._store, self.folder = document, store, folder
         self._records = store.records if store is not None else _read_records(folder or Path(), document)
 
