@@ -208,7 +208,7 @@ def test_examples_are_sharded_in_order(tmp_path: Path) -> None:
     store.sort()
     names = store.write_tidy(tmp_path, shard_bytes=5 * 64)
     assert names == ["samples.jsonl", *(f"adversarial-{i:05d}.safetensors" for i in range(-(-26 // 5)))]
-    found = [example for name in names[1:] for example in sp.evaluation.store.read_examples(tmp_path / name, chunk=2)]
+    found = [example for name in names[1:] for example in sp.evaluation.parts.read_examples(tmp_path / name, chunk=2)]
     assert [index for index, _, _ in found] == [i for i in range(40) if i % 3]
     for index, original, adversarial in found:
         assert original.tolist() == [float(index)] * 8
