@@ -12,8 +12,7 @@ from torch import Tensor
 from sparring.borrow import Borrowed
 from sparring.noise import Noise
 from sparring.objective import Objective, check_label_range, fooled, predict
-from sparring.rows import Rows
-from sparring.threat import per_sample
+from sparring.rows import Rows, keep_better
 
 
 class Recipe(Protocol):
@@ -27,7 +26,11 @@ class Recipe(Protocol):
 
     @property
     def keep(self) -> str:
-        """Which iterates may be returned: "best" of all, or only the "last" of each restart."""
+        """Which iterate is returned: the "best" of all, only the "last" of each restart, or the "nearest" that fools.
+
+        "nearest" is for searches of the smallest perturbation: the iterate that fools with the smallest norm, whatever eps;
+        eps only says whether that is a success. Where none fools, the original, and a norm of inf.
+        """
 
     def begin(self, rows: Rows, noise: Noise) -> Tensor:
         """The first iterate (N, *S) of the current restart; may set `rows.memory`."""
@@ -40,6 +43,9 @@ class Recipe(Protocol):
 
     def again(self, rows: Rows) -> Tensor:
         """(N,) bool on the CPU: which of the samples at the end of a restart (`rows.restart` are done) begin another."""
+
+    def settled(self, rows: Rows) -> Tensor | None:
+        """(N,) bool: which samples need no further step, after a look at `rows.x`; None for nobody."""
 
 
 class Probe(Protocol):
@@ -124,6 +130,8 @@ class Pool:
         dtype = torch.promote_types(rows.original.dtype, torch.float32)
         rows.value = rows.original.new_full((len(rows),), -torch.inf, dtype=dtype)
         rows.current = rows.value
+        if self.recipe.keep == "nearest":
+            rows.norm = torch.full_like(rows.value, torch.inf)
         rows.prediction, rows.fooled = rows.y.new_full((len(rows),), -1), torch.zeros_like(rows.y, dtype=torch.bool)
         self._enter(self._begin(rows))
         self._joined = True
@@ -132,7 +140,8 @@ class Pool:
         start = self.recipe.begin(rows, Noise(self.seed, rows.index))
         rows.x = start.to(rows.value.dtype)
         if not len(rows.best):
-            rows.best = rows.threat.rounded(rows.original, rows.x)
+            nearest = self.recipe.keep == "nearest"
+            rows.best = rows.original if nearest else rows.threat.rounded(rows.original, rows.x)
         return rows
 
     def _enter(self, rows: Rows) -> None:
@@ -166,16 +175,15 @@ class Pool:
         rows = self.active
         assert rows is not None
         point = rows.threat.rounded(rows.original, rows.x)
-        logits, value, gradient = self.model.probe(point, partial(self._value, rows), rows.context)
-        rows.forwards = rows.forwards + 1
-        rows.backwards = rows.backwards + 1
+        logits, value, gradient = self._probe(rows, point)
         rows.current = value
         gradient = gradient.to(rows.x.dtype)
         self._judge(rows, point, logits, value)
         done: Rows | None = None
-        if self.stop_when_fooled and bool(rows.fooled.any()):
-            leaving = rows.fooled.cpu()
-            done, rows, gradient = rows[leaving], rows[~leaving], gradient[~rows.fooled]
+        leaving = self._leaving(rows)
+        if leaving is not None and bool(leaving.any()):
+            here = leaving.cpu()
+            done, rows, gradient = rows[here], rows[~here], gradient[~leaving]
         if len(rows):
             gradient = self._mend(rows, gradient)
             rows.x = self.recipe.move(rows, gradient, lambda which, x: self._ask(rows, which, x))
@@ -187,6 +195,18 @@ class Pool:
                 rows = rows[~due]
         self.active = rows if len(rows) else None
         return done
+
+    def _probe(self, rows: Rows, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, objective (N,) and the gradient to move along (N, *S) at `point`, counted."""
+        rows.forwards, rows.backwards = rows.forwards + 1, rows.backwards + 1
+        return self.model.probe(point, partial(self._value, rows), rows.context)
+
+    def _leaving(self, rows: Rows) -> Tensor | None:
+        """(N,) bool: who needs no further step; None for nobody."""
+        settled = self.recipe.settled(rows)
+        if not self.stop_when_fooled:
+            return settled
+        return rows.fooled if settled is None else rows.fooled | settled
 
     def _finish(self) -> Rows | None:
         """Look at last iterates: done, unless restarts are left that could still change something."""
@@ -200,9 +220,9 @@ class Pool:
         rows.forwards = rows.forwards + 1
         self._judge(rows, point, logits, self._value(rows, logits))
         rows.restart = rows.restart + 1
-        done = ~self.recipe.again(rows)
-        if self.stop_when_fooled:
-            done |= rows.fooled.cpu()
+        done, leaving = ~self.recipe.again(rows), self._leaving(rows)
+        if leaving is not None:
+            done |= leaving.cpu()
         if not bool(done.all()):
             again = rows[~done]
             again.step = torch.zeros_like(again.step)
@@ -211,22 +231,13 @@ class Pool:
         return rows if len(rows) else None
 
     def _judge(self, rows: Rows, point: Tensor, logits: Tensor, value: Tensor) -> None:
-        """Keep the better of this point and the best so far: fooling beats not fooling, then the higher objective."""
+        """Keep the better of this point and the best so far."""
         if self.trace is not None:
             self.trace.record(rows.restart * (self.recipe.steps + 1) + rows.step, rows.ticket, value, logits)
         if self.recipe.keep == "last" and bool((rows.step < self.recipe.steps).any()):
             return
         prediction = predict(logits)
-        success = fooled(prediction, rows.y, rows.targets if self.goal else None)
-        better = (success & ~rows.fooled) | ((success == rows.fooled) & (value > rows.value))
-        rows.fooled = rows.fooled | success
-        count = int(better.sum())
-        if count == len(rows):  # as a rule in the first steps: nothing to copy, because nobody changes a point in place
-            rows.value, rows.prediction, rows.best = value.to(rows.value.dtype), prediction, point
-        elif count:
-            rows.value = torch.where(better, value.to(rows.value.dtype), rows.value)
-            rows.prediction = torch.where(better, prediction, rows.prediction)
-            rows.best = torch.where(per_sample(better, point), point, rows.best)
+        keep_better(rows, point, value, prediction, fooled(prediction, rows.y, rows.targets if self.goal else None))
 
     def _mend(self, rows: Rows, gradient: Tensor) -> Tensor:
         """Replace what would stop a sample silently: NaN and inf by zero, and an all-zero gradient by a random one."""

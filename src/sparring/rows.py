@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from sparring.threat import Threat
+from sparring.threat import Threat, per_sample
 
 
 @dataclass
@@ -16,8 +16,11 @@ class Rows:
     """N samples on their way through an attack. Bookkeeping lives on the CPU, the rest on the inputs' device.
 
     ticket: place in the caller's order. index: what the sample's noise is keyed by.
+    start: (N, *S) where an attack that takes one begins, as the best iterate of the attack before; empty where none is given.
     x: the iterate, in float32 or better; best, like original, has the inputs' dtype. current: the objective at `x`.
     value, prediction, fooled: those of the best iterate so far, `best`. memory: what a recipe keeps between steps.
+    norm: in a search for the nearest (empty elsewhere), the smallest norm that fooled, inf where none did; `best` has it
+    also where it is beyond eps, and `fooled` says whether it is within.
     zero, broken: steps at which the gradient was all zero, and at which it held NaN or inf.
     """
 
@@ -29,6 +32,7 @@ class Rows:
     targets: Tensor | None = None
     context: dict[str, Tensor] = field(default_factory=dict)
     reference: Tensor | None = None
+    start: Tensor = field(default_factory=lambda: torch.empty(0))
 
     x: Tensor = field(default_factory=lambda: torch.empty(0))
     current: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -36,6 +40,7 @@ class Rows:
     value: Tensor = field(default_factory=lambda: torch.empty(0))
     prediction: Tensor = field(default_factory=lambda: torch.empty(0))
     fooled: Tensor = field(default_factory=lambda: torch.empty(0))
+    norm: Tensor = field(default_factory=lambda: torch.empty(0))
     step: Tensor = field(default_factory=lambda: torch.empty(0))
     restart: Tensor = field(default_factory=lambda: torch.empty(0))
     forwards: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -98,10 +103,33 @@ def _merge(a: dict[str, Any], count_a: int, b: dict[str, Any], count_b: int) -> 
     return {n: _join(part(a, n, b.get(n), count_a), part(b, n, a.get(n), count_b)) for n in names}
 
 
+def keep_better(rows: Rows, point: Tensor, value: Tensor, prediction: Tensor, success: Tensor) -> None:
+    """Keep the better of this point (N, *S) and the best so far: fooling beats not fooling, then the higher objective.
+
+    In a search for the nearest (`rows.norm` is kept): fooling beats not fooling, then the smaller norm.
+    """
+    if len(rows.norm):
+        size = rows.threat.size(rows.original, point)
+        # the original itself, where it was looked at, stands in until something fools
+        better = torch.where(success, size < rows.norm, (size == 0) & rows.norm.isinf())
+        rows.norm = torch.where(success & better, size, rows.norm)
+        rows.fooled = rows.norm.isfinite() & (rows.norm <= rows.threat.eps)
+    else:
+        better = (success & ~rows.fooled) | ((success == rows.fooled) & (value > rows.value))
+        rows.fooled = rows.fooled | success
+    count = int(better.sum())
+    if count == len(rows):  # as a rule in the first steps: nothing to copy, because nobody changes a point in place
+        rows.value, rows.prediction, rows.best = value.to(rows.value.dtype), prediction, point
+    elif count:
+        rows.value = torch.where(better, value.to(rows.value.dtype), rows.value)
+        rows.prediction = torch.where(better, prediction, rows.prediction)
+        rows.best = torch.where(per_sample(better, point), point, rows.best)
+
+
 class Loop(Protocol):
     """The samples that an attack works on now: some join, each call of `step` takes them on, those that are done come back.
 
-    What comes back has `best`, `fooled`, `prediction`, `value`, and the passes, `forwards` and `backwards`, it cost.
+    What comes back has `best`, `fooled`, `prediction`, `value`, in a search for the nearest also `norm`, and the passes, `forwards` and `backwards`, it cost.
     """
 
     active: Rows | None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparring.ascent import Probe
-from sparring.attacks.base import GradientAttack
+from sparring.attacks.base import Attack, GradientAttack
 from sparring.noise import Noise
 from sparring.rows import Rows
 from sparring.threat import per_sample
@@ -34,7 +34,7 @@ def default_step(steps: int) -> float:
     return max(0.25, 2.5 / steps)
 
 
-def need_finite(attack: GradientAttack) -> None:
+def need_finite(attack: Attack) -> None:
     """Where the random start or the step is a part of eps, eps must have parts."""
     eps = attack.threat.eps
     if math.isinf(float(eps.max()) if isinstance(eps, Tensor) else eps):
@@ -44,7 +44,7 @@ def need_finite(attack: GradientAttack) -> None:
         )
 
 
-def need_norm(attack: GradientAttack, *norms: str) -> None:
+def need_norm(attack: Attack, *norms: str) -> None:
     if attack.threat.norm not in norms:
         raise ValueError(f"{attack.name} has no form for {attack.threat.norm}: expected {', '.join(norms)}")
 

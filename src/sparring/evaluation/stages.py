@@ -39,10 +39,11 @@ class Stage(Protocol):
 
 
 def fresh(rows: Rows) -> Rows:
-    """These samples as they came in, with no attack's state."""
+    """These samples as they came in, with no attack's state but a place to start from: where the last attack got to."""
     return Rows(
-        rows.ticket, rows.index, rows.original, rows.y, rows.threat, context=rows.context, reference=rows.reference
-    )
+        rows.ticket, rows.index, rows.original, rows.y, rows.threat, context=rows.context, reference=rows.reference,
+        start=rows.best if len(rows.best) else rows.start,
+    )  # fmt: skip
 
 
 def make_stage(attack: Any, model: Borrowed, capacity: int, seed: int) -> Stage:
