@@ -68,7 +68,7 @@ class Detector(nn.Module):
     attack has to cross the band in one leap, from sure and right to sure and wrong.
     """
 
-    def __init__(self, net: nn.Module, margin: float, levels: int = 4, sure: float = 20.0) -> None:
+    def __init__(self, net: nn.Module, margin: float = 1.0, levels: int = 4, sure: float = 20.0) -> None:
         super().__init__()
         self.net, self.margin, self.sure = net, margin, sure
         self.look = nn.Sequential(nn.AvgPool2d(3, 1, 1), Rounding(levels))
