@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sparring.evaluation import EvaluationResult as EvaluationResult
     from sparring.evaluation import evaluate as evaluate
     from sparring.evaluation import load_result as load_result
+    from sparring.evaluation import merge as merge
     from sparring.evaluation import verify as verify
     from sparring.threat import L0 as L0
     from sparring.threat import L1 as L1
@@ -35,7 +36,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "sparring.ascent": ["Trace"],
     "sparring.attacks": ["FGSM", "IFGSM", "MIFGSM", "PGD", "RFGSM", "Adversarial", "OptimizerAttack"],
-    "sparring.evaluation": ["EvaluationResult", "evaluate", "load_result", "verify"],
+    "sparring.evaluation": ["EvaluationResult", "evaluate", "load_result", "merge", "verify"],
     "sparring.threat": ["L0", "L1", "L2", "Linf", "Threat"],
     "sparring.wrappers": ["attacked_input", "normalized", "output"],
 }

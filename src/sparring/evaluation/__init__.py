@@ -3,6 +3,7 @@
 from sparring.evaluation.cascade import adaptive
 from sparring.evaluation.document import schema
 from sparring.evaluation.estimate import Estimate, estimate
+from sparring.evaluation.merge import merge
 from sparring.evaluation.progress import Progress
 from sparring.evaluation.result import EvaluationResult, load_result
 from sparring.evaluation.run import evaluate
@@ -21,6 +22,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "load_result",
+    "merge",
     "schema",
     "verify",
 ]

@@ -12,10 +12,10 @@ from sparring.evaluation.parts import Parts
 from sparring.evaluation.placing import to_device
 from sparring.wrappers import AttackedInput
 
+MOST = 12
 
-def gallery(
-    store: Parts, model: Borrowed, names: list[str], device: torch.device | None, most: int = 12
-) -> list[dict[str, Any]]:
+
+def gallery(store: Parts, model: Borrowed, names: list[str], device: torch.device | None) -> list[dict[str, Any]]:
     """The fooled samples nearest to their originals, with the model's five best guesses before and after.
 
     names: the attacks'. The store's records must be sorted. Two forwards a sample.
@@ -23,7 +23,7 @@ def gallery(
     if isinstance(model.model, AttackedInput):  # the examples do not hold its other inputs
         return []
     table = store.records.table
-    places = sorted(store.fooled(), key=lambda place: (float(table["distance"][place]), place))[:most]
+    places = sorted(store.fooled(), key=lambda place: (float(table["distance"][place]), place))[:MOST]
     shown = []
     for place, (index, original, adversarial) in zip(places, store.examples(places), strict=True):
         logits = model.look(to_device(torch.stack([original, adversarial]), device))

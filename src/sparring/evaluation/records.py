@@ -93,8 +93,8 @@ class Records:
                 row = dict(zip(names, values, strict=True))
                 yield json.dumps(row if done else row | {"finished": False}) + "\n"
 
-    def take(self, line: str | bytes) -> None:
-        """A row back from its line; of two lines about one sample the later one counts."""
+    def take(self, line: str | bytes) -> int:
+        """A row back from its line, and its place; of two lines about one sample the later one counts."""
         values = json.loads(line)
         index, digest = values["index"], int(values["digest"], 16)
         place = self.place(index)
@@ -106,6 +106,7 @@ class Records:
                 row[name] = digest if name == "digest" else values[name]
         if "state" not in values:
             row["state"] = DONE if values.get("finished", True) else STARTED
+        return place
 
 
 def _json_column(name: str, values: np.ndarray[Any, Any]) -> list[Any]:

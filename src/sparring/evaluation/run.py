@@ -10,14 +10,13 @@ from typing import Any
 import torch
 
 from sparring.borrow import borrow
-from sparring.evaluation import cascade
+from sparring.evaluation import cascade, shards
 from sparring.evaluation.document import describe, describe_model, fingerprint, summarize
 from sparring.evaluation.gallery import gallery
 from sparring.evaluation.placing import placed
 from sparring.evaluation.progress import Bar, Progress
 from sparring.evaluation.result import EvaluationResult
 from sparring.evaluation.source import Source
-from sparring.evaluation.store import Store
 from sparring.evaluation.stream import Stream
 from sparring.threat import Threat
 from sparring.wrappers import Model
@@ -38,6 +37,7 @@ def evaluate(
     autocast: torch.dtype | None = None,
     progress: bool | Callable[[Progress], None] = False,
     indices: torch.Tensor | None = None,
+    shard: shards.Shard | None = None,
     class_names: list[str] | None = None,
     model_info: dict[str, Any] | None = None,
     data_info: dict[str, Any] | None = None,
@@ -58,6 +58,7 @@ def evaluate(
     as not fooled, and the result says so. autocast: a dtype for the attacks' passes, as torch.bfloat16.
     indices: (N,) whole numbers, all different, that stand for the samples in the result and that random draws are keyed by
     (default: positions in the data). Where `threat` holds eps or masks one per sample, they go by position.
+    shard: (i, n) for every n-th sample from the i-th on, kept in a folder in `out` of which `merge` makes one result.
     progress: True for a bar, or a callback that gets a `Progress`. class_names, model_info, data_info: for the report.
 
     Raises TypeError or ValueError, in one line, for data or a model that can't be evaluated.
@@ -67,18 +68,23 @@ def evaluate(
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit={time_limit}: expected seconds, above 0")
     chosen = cascade.resolve(attacks, threat, autocast)
-    source = Source(data, batch_size, max_samples, seed, indices)
+    folder = None if out is None else Path(out)
+    part = shards.check_shard(shards.WHOLE if shard is None else shard, folder)
+    source = Source(data, batch_size, max_samples, seed, indices, part)
     about = describe_model(model, model_info)
     identity = fingerprint(about, threat, chosen, seed, source.available, max_samples)
-    folder = None if out is None else Path(out)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ValueError(f"out={str(out)!r} is a file: expected a folder, which need not be there yet")
     if folder is not None and (folder / "result.json").exists():
         earlier = EvaluationResult.load_matching(folder, identity, source)
         if earlier is not None:
             return earlier
+    if folder is not None and part != shards.WHOLE:
+        share = shards.earlier(folder, source, identity, len(chosen))
+        if share is not None:
+            return share
     with ExitStack() as stack:
-        store = Store(None if folder is None else folder / ".parts", identity, len(chosen))
+        store = shards.open_store(folder, source, identity, len(chosen))
         report = stack.enter_context(Bar()) if progress is True else progress or (lambda now: None)
         where = stack.enter_context(placed(model, device))
         borrowed = stack.enter_context(borrow(model))
@@ -96,11 +102,13 @@ def evaluate(
             run=stream, model=about, threat=threat, seed=seed, data=data, data_info=data_info, class_names=class_names,
             identity=identity,
         )  # fmt: skip
+    if folder is not None and part != shards.WHOLE:
+        return shards.keep(folder, source, facts, shown, store)
     result = EvaluationResult(summarize(facts, store.records, shown), store)
     if folder is None:
         return result
     result.save(folder)
     if result.finished:
-        store.remove()
+        shards.remove(folder)
     del result, stream, store  # their table of samples goes before the one that is loaded comes
     return EvaluationResult.load(folder)

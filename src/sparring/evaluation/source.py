@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
+from torch.utils.data.distributed import DistributedSampler
 
 from sparring.evaluation.randomness import OwnRandomness
 from sparring.noise import Noise
@@ -30,20 +31,29 @@ class Source:
     """Numbered batches, in the data's order. total: how many samples there will be, or None where nobody knows."""
 
     def __init__(
-        self, data: Any, batch_size: int, max_samples: int | None, seed: int, indices: Tensor | None = None
+        self,
+        data: Any,
+        batch_size: int,
+        max_samples: int | None,
+        seed: int,
+        indices: Tensor | None = None,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         """max_samples: a random part of that size (chosen by `seed`) of a data set with a length; the first ones else.
 
-        indices: the samples' numbers, where they are not their positions.
+        indices: the samples' numbers, where they are not their positions. shard: (i, n) for every n-th of the samples, from
+        the i-th on.
 
-        A shuffled DataLoader is read whole and in its data set's order, so that sample numbers mean the same at every run;
-        one with a sampler of the user's own as it comes. What the data draws at random is fixed by `seed`.
+        A shuffled DataLoader is read whole and in its data set's order, so that sample numbers mean the same at every run
+        (also one that is dealt out by a `DistributedSampler`, which would hand out some samples twice); one with a sampler of
+        the user's own as it comes. What the data draws at random is fixed by `seed`.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected a whole number, at least 1")
         if max_samples is not None and max_samples < 1:
             raise ValueError(f"max_samples={max_samples}: expected a whole number, at least 1")
-        self.batch_size, self.limit, self.indices = batch_size, max_samples, indices
+        self.batch_size, self.limit, self.indices, self.shard = batch_size, max_samples, indices, shard
+        self.seen = 0  # by the latest iteration
         self.randomness = OwnRandomness(seed)
         self.chosen: Tensor | None = None
         self.loader, length = self._loader(data)
@@ -53,15 +63,24 @@ class Source:
         if indices is not None:
             _check_numbers(indices, length)
         self.total = length if max_samples is None or length is None else min(length, max_samples)
-        if length is not None and self.total is not None and self.total < length:
-            order = Noise(seed, torch.arange(length)).uniform((1,), "subset").squeeze(1).argsort()
-            self.chosen = order[: self.total].sort().values
+        if length is not None and self.total is not None and (self.total < length or shard[1] > 1):
+            order = torch.arange(length)
+            if self.total < length:
+                order = Noise(seed, order).uniform((1,), "subset").squeeze(1).argsort()[: self.total].sort().values
+            self.chosen = order[shard[0] :: shard[1]]
+            self.total = len(self.chosen)
+            if not self.total:
+                raise ValueError(
+                    f"shard {shard[0]} of {shard[1]} is empty, the data have {len(order)} samples: use fewer"
+                )
             self.loader, _ = self._loader(data)
 
     def _loader(self, data: Any) -> tuple[Any, int | None]:
         if isinstance(data, DataLoader):
-            plain = isinstance(data.sampler, (SequentialSampler, RandomSampler)) and data.batch_sampler is not None
-            whole = plain and len(data.sampler) == len(data.dataset)  # type: ignore[arg-type]
+            kinds = (SequentialSampler, RandomSampler, DistributedSampler)
+            plain = isinstance(data.sampler, kinds) and data.batch_sampler is not None
+            dealt = isinstance(data.sampler, DistributedSampler)
+            whole = plain and (dealt or len(data.sampler) == len(data.dataset))  # type: ignore[arg-type]
             if isinstance(data.dataset, IterableDataset) or not whole:
                 return data, None
             return self._load(data.dataset, data), len(data.dataset)  # type: ignore[arg-type]
@@ -95,19 +114,35 @@ class Source:
         return DataLoader(dataset, batch_size=self.batch_size, **settings)
 
     def __iter__(self) -> Iterator[Batch]:
-        seen = 0
+        seen = self.seen = 0
+        number, of = self.shard
         for x, y in self._pairs():
             count = len(y) if self.limit is None else min(len(y), self.limit - seen)
             for first in range(0, count, self.batch_size):  # a loader of the user's own may hand out larger ones
                 rows = torch.arange(first, min(count, first + self.batch_size))
+                if self.chosen is None and of > 1:  # of a stream everybody reads all
+                    rows = rows[(seen + rows) % of == number]
                 position = seen + rows if self.chosen is None else self.chosen[seen + rows]
                 whole = len(rows) == len(y)
-                yield Batch(self._numbers(position), position, x if whole else _pick(x, rows), y if whole else y[rows])
+                self.seen += len(rows)
+                if len(rows):
+                    yield Batch(
+                        self._numbers(position), position, x if whole else _pick(x, rows), y if whole else y[rows]
+                    )
             seen += count
             if self.limit is not None and seen >= self.limit:
                 break
         if not seen:
             raise ValueError("the data set is empty: there is nothing to evaluate")
+
+    def mine(self, numbers: Tensor) -> Tensor:
+        """(n,) bool: which of these samples' numbers belong to this shard."""
+        number, of = self.shard
+        if self.chosen is not None:
+            return torch.isin(numbers, self._numbers(self.chosen))
+        if self.indices is not None:
+            return torch.isin(numbers, self.indices[number::of])
+        return numbers % of == number
 
     def _pairs(self) -> Iterator[tuple[Any, Tensor]]:
         with self.randomness:

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,8 @@ ROWS_AT_ONCE = 4096
 class Store(Parts):
     """The working folder of one evaluation; it goes on from what an earlier start with the same `fingerprint` has left."""
 
-    def __init__(
-        self, folder: Path | None, fingerprint: dict[str, Any], attacks: int, beside: Sequence[Path] = ()
-    ) -> None:
-        """folder: None for one that lives as long as the store. beside: working folders of the same evaluation, shared out
-        in another way: what they hold is not done again."""
+    def __init__(self, folder: Path | None, fingerprint: dict[str, Any], attacks: int) -> None:
+        """folder: None for one that lives as long as the store."""
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="sparring-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -50,9 +47,6 @@ class Store(Parts):
             with replacing(settings) as file:
                 json.dump(fingerprint, file, indent=1)
         self._parts = len(list(folder.glob("part-*.safetensors")))
-        self._elsewhere: dict[int, int] = {}  # fingerprints of the samples that are kept beside
-        for other in beside:
-            read_journal(other, self._note)
 
     @property
     def _journal(self) -> Path:
@@ -63,15 +57,25 @@ class Store(Parts):
         if self._journal.exists() and whole < self._journal.stat().st_size:
             os.truncate(self._journal, whole)
 
-    def _note(self, line: bytes) -> None:
-        row = json.loads(line)
-        self._elsewhere[row["index"]] = int(row["digest"], 16)
+    def adopt(self, folder: Path, mine: Callable[[Tensor], Tensor]) -> None:
+        """Take over what another working folder of the same evaluation has finished of the samples that are `mine`."""
+        other = Parts(Records(self.records.table["passes"].shape[1]), lambda part: part_of(folder, part))
+        read_journal(folder, other.records.take)
+        table, wanted = other.records.table, mine(other.records.column("index"))
+        for place in wanted.nonzero().flatten().tolist():
+            if self.records.place(int(table["index"][place])) is not None:
+                continue
+            example = next(iter(other.examples([place])))[1:] if table["part"][place] >= 0 else None
+            here = self.records.add(int(table["index"][place]))
+            self.records.table[here] = table[place]
+            self.records.table["part"][here] = -1
+            self.finish(here, example)
 
     def holds(self, index: int, digest: int) -> bool:
-        """Whether the sample is known, here or beside. ValueError where another sample goes by this number."""
-        if self.records.place(index) is None and index not in self._elsewhere:
+        """Whether the sample is known. ValueError where another sample goes by this number."""
+        if self.records.place(index) is None:
             return False
-        if not (self.records.same(index, digest) or self._elsewhere.get(index) == digest):
+        if not self.records.same(index, digest):
             raise ValueError(
                 f"sample {index} is not the one that the evaluation in {self.folder.parent} began with: go on with the "
                 "same data, or choose another folder"

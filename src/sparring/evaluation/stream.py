@@ -130,8 +130,6 @@ class Stream:
         for i, (index, fingerprint) in enumerate(zip(batch.index.tolist(), prints, strict=True)):
             if not self.store.holds(index, fingerprint):
                 new.append(i)
-            elif self.records.place(index) is None:  # done by a process that shared the work in another way
-                self.done, self.resumed = self.done + 1, self.resumed + 1
         rows = torch.tensor(new, dtype=torch.int64)
         if not len(rows):
             if self.model.classes is None:  # of a run that was killed after its last sample
