@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -44,8 +44,12 @@ class Recipe(Protocol):
     def again(self, rows: Rows) -> Tensor:
         """(N,) bool on the CPU: which of the samples at the end of a restart (`rows.restart` are done) begin another."""
 
-    def settled(self, rows: Rows) -> Tensor | None:
-        """(N,) bool: which samples need no further step, after a look at `rows.x`; None for nobody."""
+
+class Search(Recipe, Protocol):
+    """A recipe that keeps the "nearest"."""
+
+    def settled(self, rows: Rows) -> Tensor:
+        """(N,) bool: which samples need no further step, after a look at `rows.x`."""
 
 
 class Probe(Protocol):
@@ -93,8 +97,12 @@ class Pool:
         stop_when_fooled: bool = False,
         goal: bool = True,
         trace: Trace | None = None,
+        rounds: int | None = None,
     ) -> None:
-        """goal: with targets, success is to hit the target; False counts any wrong prediction."""
+        """goal: with targets, success is to hit the target; False counts any wrong prediction.
+
+        rounds: how often a sample may begin, default the recipe's restarts.
+        """
         self.model, self.recipe, self.objective = model, recipe, objective
         self.seed, self.capacity, self.stop_when_fooled, self.goal, self.trace = (
             seed,
@@ -103,6 +111,7 @@ class Pool:
             goal,
             trace,
         )
+        self.rounds = rounds or recipe.restarts
         self.active: Rows | None = None
         self.parked: Rows | None = None
         self._joined = False
@@ -117,11 +126,12 @@ class Pool:
     @property
     def room(self) -> int:
         """How many samples can join. Parked samples hold their places where a restart will bring them back."""
-        returning = len(self.parked) if self.parked is not None and self.recipe.restarts > 1 else 0
+        returning = len(self.parked) if self.parked is not None and self.rounds > 1 else 0
         return max(0, self._limit - returning - (0 if self.active is None else len(self.active)))
 
     def add(self, rows: Rows) -> None:
         """Begin with these samples."""
+        rows = replace(rows)  # the caller's stay as they are
         count = torch.zeros(len(rows), dtype=torch.int64)
         rows.step, rows.restart = count, count.clone()
         rows.zero, rows.broken = count.clone(), count.clone()
@@ -153,7 +163,7 @@ class Pool:
     def step(self) -> Rows | None:
         """One probe of every active sample, or one look at the parked ones; the samples that are done, if any."""
         parked = 0 if self.parked is None else len(self.parked)
-        enough = self._limit if self.recipe.restarts == 1 else max(1, self._limit // 4)
+        enough = self._limit if self.rounds == 1 else max(1, self._limit // 4)
         if parked and (self.active is None or not len(self.active) or parked >= enough):
             return self._finish()
         return self._climb() if self.active is not None and len(self.active) else None
@@ -203,10 +213,10 @@ class Pool:
 
     def _leaving(self, rows: Rows) -> Tensor | None:
         """(N,) bool: who needs no further step; None for nobody."""
-        settled = self.recipe.settled(rows)
-        if not self.stop_when_fooled:
-            return settled
-        return rows.fooled if settled is None else rows.fooled | settled
+        if self.recipe.keep != "nearest":
+            return rows.fooled if self.stop_when_fooled else None
+        settled = cast(Search, self.recipe).settled(rows)
+        return settled | rows.fooled if self.stop_when_fooled else settled
 
     def _finish(self) -> Rows | None:
         """Look at last iterates: done, unless restarts are left that could still change something."""

@@ -129,7 +129,8 @@ def keep_better(rows: Rows, point: Tensor, value: Tensor, prediction: Tensor, su
 class Loop(Protocol):
     """The samples that an attack works on now: some join, each call of `step` takes them on, those that are done come back.
 
-    What comes back has `best`, `fooled`, `prediction`, `value`, in a search for the nearest also `norm`, and the passes, `forwards` and `backwards`, it cost.
+    What comes back has `best`, `fooled`, `prediction`, `value`, in a search for the nearest also `norm`, and the passes,
+    `forwards` and `backwards`, it cost.
     """
 
     active: Rows | None

@@ -15,7 +15,9 @@ class Adversarial:
 
     x: (B, *S), the dtype and device of the inputs. success: (B,) bool, the prediction is wrong, or the target where there
     is one. prediction: (B,) int64, −1 where the logits were not finite. objective: (B,) what the attacker maximised.
-    norm: (B,) size of the change in the threat's norm. targets: (B,) int64 or None.
+    norm: (B,) size of the change in the threat's norm. An attack that searches for the smallest perturbation gives the nearest
+    example also where that is beyond eps (success says whether it is within), and where it found none the input, with a
+    norm of inf. targets: (B,) int64 or None.
     forwards, backwards: samples passed through the model in each direction, in total.
     zero_gradients, broken_gradients: (B,) steps at which a sample's gradient was all zero (a random direction was taken
     instead), or held NaN or inf (those entries were left alone).
