@@ -14,7 +14,7 @@ from sparring.attacks.adversarial import Adversarial
 from sparring.attacks.inputs import Targets, prepare
 from sparring.borrow import Borrowed, borrow
 from sparring.noise import Noise
-from sparring.objective import Objective, margin, resolve
+from sparring.objective import Objective, kl, margin, resolve
 from sparring.rows import Loop, Rows
 from sparring.threat import Threat
 from sparring.wrappers import Model
@@ -65,6 +65,16 @@ class Attack:
         """What it maximises."""
         return margin
 
+    @property
+    def rounds(self) -> int:
+        """How often a sample may begin, in all."""
+        return self.restarts
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it uses the clean logits, `rows.reference`."""
+        return self.climbs() is kl
+
     def pool(
         self,
         model: Borrowed,
@@ -104,9 +114,9 @@ class Attack:
                 targets=self.targets if targets is None else targets,
                 indices=indices,
                 seed=seed,
-                objective=self.climbs(),
+                needs_reference=self.needs_reference,
             )
-            trace = Trace.empty(self.restarts * (self.steps + 1), len(rows)) if self.trace else None
+            trace = Trace.empty(self.rounds * (self.steps + 1), len(rows)) if self.trace else None
             if not len(rows):
                 return _collect(rows, [], borrowed, trace)
             pool = self.pool(borrowed, seed=seed, stop_when_fooled=self.stop_when_fooled, trace=trace)
@@ -176,7 +186,7 @@ def _collect(rows: Rows, done: list[Rows], model: Borrowed, trace: Trace | None)
         success=gather("fooled"),
         prediction=gather("prediction"),
         objective=gather("value"),
-        norm=rows.threat.size(rows.original, x),
+        norm=gather("norm") if len(done[0].norm) else rows.threat.size(rows.original, x),
         forwards=model.forwards,
         backwards=model.backwards,
         zero_gradients=gather("zero"),

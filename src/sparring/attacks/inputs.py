@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring import objective as objectives
 from sparring.borrow import Borrowed
 from sparring.noise import Noise
-from sparring.objective import Objective
 from sparring.objective import check_label_range as check_label_range
 from sparring.rows import Rows
 from sparring.threat import Threat
@@ -29,9 +27,10 @@ def prepare(
     targets: Targets = None,
     indices: Tensor | None = None,
     seed: int = 0,
-    objective: Objective | None = None,
+    needs_reference: bool = False,
 ) -> Rows:
-    """Checked rows for the samples x (B, *S), y (B,). Asks the model once, and counts it, where targets need logits.
+    """Checked rows for the samples x (B, *S), y (B,). Asks the model once, and counts it, where the clean logits are
+    needed, for `rows.reference` or for named targets.
 
     TypeError or ValueError for inputs, labels or targets that no attack can use, saying what was given and expected.
     """
@@ -51,7 +50,6 @@ def prepare(
         threat=threat.for_inputs(x),
         context=context,
     )
-    needs_reference = objective is objectives.kl
     if len(x) and (needs_reference or isinstance(targets, str)):
         logits = model.look(x, context)
         rows.forwards, rows.backwards = torch.ones(len(x), dtype=torch.int64), torch.zeros(len(x), dtype=torch.int64)

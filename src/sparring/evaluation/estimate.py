@@ -56,8 +56,8 @@ def estimate(
     ours = [attack for attack in chosen if isinstance(attack, GradientAttack)]
     # besides the attacks: the clean look; and if it falls at the very end, to confirm, to find how near, and to show it
     inwards = STEPS + 1 if ours else LOOKS
-    forwards = 1 + sum(attack.restarts * (attack.steps + 1) for attack in ours) + 1 + inwards + 2
-    backwards = sum(attack.restarts * attack.steps for attack in ours) + (STEPS if ours else 0)
+    forwards = 1 + sum(attack.rounds * (attack.steps + 1) for attack in ours) + 1 + inwards + 2
+    backwards = sum(attack.rounds * attack.steps for attack in ours) + (STEPS if ours else 0)
     source = Source(data, batch_size, max_samples, seed)
     batch = next(iter(source))
     with placed(model, device) as where, borrow(model) as borrowed:

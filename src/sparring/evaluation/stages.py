@@ -13,7 +13,7 @@ from sparring.attacks.inputs import with_logits
 from sparring.borrow import Borrowed
 from sparring.evaluation.cascade import name_of, settings_of
 from sparring.evaluation.randomness import OwnRandomness
-from sparring.objective import fooled, kl, predict
+from sparring.objective import fooled, predict
 from sparring.rows import Rows
 
 
@@ -74,8 +74,13 @@ class OwnStage:
     def feed(self, rows: Rows) -> None:
         rows = fresh(rows)
         assert rows.reference is not None
-        needs = self.attack.climbs() is kl
-        rows = with_logits(rows, rows.reference, targets=self.attack.targets, seed=self.seed, needs_reference=needs)
+        rows = with_logits(
+            rows,
+            rows.reference,
+            targets=self.attack.targets,
+            seed=self.seed,
+            needs_reference=self.attack.needs_reference,
+        )
         self.queue = rows if self.queue is None else self.queue + rows
 
     def step(self) -> Rows | None:
