@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent / "src" / "sparring"
 FLOORS = {
     "noise": 0, "projection": 0, "threat": 0, "objective": 0, "wrappers": 0, "borrow": 0,
-    "rows": 1, "ascent": 1,
+    "rows": 1, "ascent": 1, "queries": 1,
     "attacks": 2,
-    "evaluation": 3, "inspection": 3, "report": 3,
+    "evaluation": 3, "learned": 3, "inspection": 3, "report": 3,
     "training": 4,
     "experiments": 5,
     "cli": 6, "__main__": 6,

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from sparring.attacks import RFGSM as RFGSM
     from sparring.attacks import Adversarial as Adversarial
     from sparring.attacks import OptimizerAttack as OptimizerAttack
+    from sparring.attacks import Square as Square
     from sparring.evaluation import EvaluationResult as EvaluationResult
     from sparring.evaluation import evaluate as evaluate
     from sparring.evaluation import load_result as load_result
     from sparring.evaluation import merge as merge
     from sparring.evaluation import verify as verify
+    from sparring.learned import AdversarialPatch as AdversarialPatch
+    from sparring.learned import AdvGAN as AdvGAN
+    from sparring.learned import UniversalPerturbation as UniversalPerturbation
     from sparring.threat import L0 as L0
     from sparring.threat import L1 as L1
     from sparring.threat import L2 as L2
@@ -35,8 +39,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "sparring.ascent": ["Trace"],
-    "sparring.attacks": ["FGSM", "IFGSM", "MIFGSM", "PGD", "RFGSM", "Adversarial", "OptimizerAttack"],
+    "sparring.attacks": ["FGSM", "IFGSM", "MIFGSM", "PGD", "RFGSM", "Adversarial", "OptimizerAttack", "Square"],
     "sparring.evaluation": ["EvaluationResult", "evaluate", "load_result", "merge", "verify"],
+    "sparring.learned": ["AdversarialPatch", "AdvGAN", "UniversalPerturbation"],
     "sparring.threat": ["L0", "L1", "L2", "Linf", "Threat"],
     "sparring.wrappers": ["attacked_input", "normalized", "output"],
 }

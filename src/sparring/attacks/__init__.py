@@ -5,5 +5,17 @@ from sparring.attacks.base import Attack, GradientAttack
 from sparring.attacks.optimizer import OptimizerAttack
 from sparring.attacks.pgd import PGD
 from sparring.attacks.sign import FGSM, IFGSM, MIFGSM, RFGSM
+from sparring.attacks.square import Square
 
-__all__ = ["FGSM", "IFGSM", "MIFGSM", "PGD", "RFGSM", "Adversarial", "Attack", "GradientAttack", "OptimizerAttack"]
+__all__ = [
+    "FGSM",
+    "IFGSM",
+    "MIFGSM",
+    "PGD",
+    "RFGSM",
+    "Adversarial",
+    "Attack",
+    "GradientAttack",
+    "OptimizerAttack",
+    "Square",
+]
