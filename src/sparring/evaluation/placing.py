@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,13 @@ def to_device(x: Any, device: torch.device | None) -> Any:
     if isinstance(x, (tuple, list)):
         return type(x)(to_device(part, device) for part in x)
     return x if device is None or not isinstance(x, torch.Tensor) else x.to(device, non_blocking=True)
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Of "cuda" the one that torchrun's processes on this machine share out, where it has started this one."""
+    if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
+        return device
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % max(1, torch.cuda.device_count()))
 
 
 @contextmanager

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sparring.evaluation.files import replacing
 from sparring.evaluation.statistics import Proportion
 
 
@@ -46,6 +50,38 @@ class Progress:
     def seconds_left(self) -> float | None:
         rate = self.samples_per_second
         return None if self.total is None or rate == 0 else (self.total - self.done) / rate
+
+
+class Shared:
+    """The progress of many processes as one: each writes its own to a file, the first adds them up and shows the sum."""
+
+    def __init__(self, files: list[Path], rank: int, show: Callable[[Progress], None]) -> None:
+        self._files, self._rank, self._show = files, rank, show
+        self._mine: Progress | None = None
+        self._written = 0.0
+        files[rank].unlink(missing_ok=True)
+
+    def __call__(self, now: Progress) -> None:
+        self._mine = now
+        if self._rank == 0:
+            self.show()
+        elif time.monotonic() - self._written > 0.5 or now.done == now.total:
+            self._written = time.monotonic()
+            with replacing(self._files[self._rank]) as file:
+                json.dump(asdict(now), file)
+
+    def show(self) -> None:
+        everybody = [] if self._mine is None else [self._mine]
+        for file in self._files[1:]:
+            if file.exists():
+                everybody.append(Progress(**json.loads(file.read_text("utf-8"))))
+        if not everybody:
+            return
+        sums = {f.name: sum(getattr(each, f.name) or 0 for each in everybody) for f in fields(Progress)}
+        sums |= {"seconds": max(each.seconds for each in everybody)}
+        if len(everybody) < len(self._files) or any(each.total is None for each in everybody):
+            sums |= {"total": None}  # who has not begun has not said how many samples it will take
+        self._show(Progress(**sums))
 
 
 class Bar:

@@ -18,6 +18,7 @@ from sparring.evaluation.progress import Bar, Progress
 from sparring.evaluation.result import EvaluationResult
 from sparring.evaluation.source import Source
 from sparring.evaluation.stream import Stream
+from sparring.evaluation.together import processes, together
 from sparring.threat import Threat
 from sparring.wrappers import Model
 
@@ -58,23 +59,28 @@ def evaluate(
     as not fooled, and the result says so. autocast: a dtype for the attacks' passes, as torch.bfloat16.
     indices: (N,) whole numbers, all different, that stand for the samples in the result and that random draws are keyed by
     (default: positions in the data). Where `threat` holds eps or masks one per sample, they go by position.
-    shard: (i, n) for every n-th sample from the i-th on, kept in a folder in `out` of which `merge` makes one result.
+    shard: (i, n) for every n-th sample from the i-th on, kept in a folder in `out` of which `merge` makes one result. Left
+    out in the processes of torchrun, or of a process group, all of them must call this: each takes a shard on its own GPU
+    where there are any, and all get the whole result. (0, 1): everything in this process alone, also there.
     progress: True for a bar, or a callback that gets a `Progress`. class_names, model_info, data_info: for the report.
 
     Raises TypeError or ValueError, in one line, for data or a model that can't be evaluated.
     """
+    given = locals()
     if not isinstance(threat, Threat):
         raise TypeError(f"threat={threat!r}: expected a threat model such as sp.Linf(8/255)")
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit={time_limit}: expected seconds, above 0")
-    chosen = cascade.resolve(attacks, threat, autocast)
     folder = None if out is None else Path(out)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ValueError(f"out={str(out)!r} is a file: expected a folder, which need not be there yet")
+    if shard is None and processes() > 1:
+        return together(evaluate, **given)
+    chosen = cascade.resolve(attacks, threat, autocast)
     part = shards.check_shard(shards.WHOLE if shard is None else shard, folder)
     source = Source(data, batch_size, max_samples, seed, indices, part)
     about = describe_model(model, model_info)
     identity = fingerprint(about, threat, chosen, seed, source.available, max_samples)
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise ValueError(f"out={str(out)!r} is a file: expected a folder, which need not be there yet")
     if folder is not None and (folder / "result.json").exists():
         earlier = EvaluationResult.load_matching(folder, identity, source)
         if earlier is not None:
