@@ -28,7 +28,7 @@ from hard_networks import AddedNoise, Detector, KWinners, Rounding, Scaled
 from recipes import pgd
 from sparring import data
 
-__all__ = ["NETWORKS", "Network", "ResNet", "pgd", "wide"]
+__all__ = ["NETWORKS", "Network", "ResNet", "pgd", "strided", "wide"]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from sparring.evaluation.statistics import Proportion
 Row = dict[str, Any]
 Rows = dict[str, Row]
 
+METHODS = ("adaptive", "autoattack", "torchattacks", "torchattacks-10", "PGD-20", "PGD-100")
 REFERENCES = ("torchattacks", "autoattack")
 PLAIN, MASKED, MEDIAN, FASTER = 200, 2000, 100, 50
 BUDGETS = (5, 10, 20, 50, 100, 200, 500, 1000, 2000)
@@ -138,7 +139,7 @@ def report(document: dict[str, Any], models: list[str], *, curve: bool = False) 
     models = [name for name in models if document["rows"].get(name)]
     images = document["settings"]["images"]
     methods = list(dict.fromkeys(method for name in models for method in document["rows"][name]))
-    methods.sort(key=("adaptive", "autoattack", "torchattacks", "PGD-20", "PGD-100").index)
+    methods.sort(key=METHODS.index)
     short = verdict_table(document, models, methods)
     cost_table(document, models, methods)
     hard_table(document, models)
