@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparring.ascent import Trace as Trace
+    from sparring.attacks import APGD as APGD
     from sparring.attacks import FGSM as FGSM
     from sparring.attacks import IFGSM as IFGSM
     from sparring.attacks import MIFGSM as MIFGSM
@@ -39,7 +40,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "sparring.ascent": ["Trace"],
-    "sparring.attacks": ["FGSM", "IFGSM", "MIFGSM", "PGD", "RFGSM", "Adversarial", "OptimizerAttack", "Square"],
+    "sparring.attacks": ["APGD", "FGSM", "IFGSM", "MIFGSM", "PGD", "RFGSM", "Adversarial", "OptimizerAttack", "Square"],
     "sparring.evaluation": ["EvaluationResult", "evaluate", "load_result", "merge", "verify"],
     "sparring.learned": ["AdversarialPatch", "AdvGAN", "UniversalPerturbation"],
     "sparring.threat": ["L0", "L1", "L2", "Linf", "Threat"],

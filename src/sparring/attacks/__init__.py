@@ -1,6 +1,7 @@
 """Attacks: small recipes over one loop, each called as ``attack(model, x, y) -> Adversarial``."""
 
 from sparring.attacks.adversarial import Adversarial
+from sparring.attacks.apgd import APGD
 from sparring.attacks.base import Attack, GradientAttack
 from sparring.attacks.optimizer import OptimizerAttack
 from sparring.attacks.pgd import PGD
@@ -8,6 +9,7 @@ from sparring.attacks.sign import FGSM, IFGSM, MIFGSM, RFGSM
 from sparring.attacks.square import Square
 
 __all__ = [
+    "APGD",
     "FGSM",
     "IFGSM",
     "MIFGSM",
