@@ -101,7 +101,7 @@ class LearnedAttack(Attack):
                 raise ValueError(f"{what}={value!r}: expected a whole number, at least 1")
         if not 0 < held_out < 1:
             raise ValueError(f"held_out={held_out!r}: expected a share of the samples, between 0 and 1")
-        with borrow(model, self.autocast) as borrowed:
+        with borrow(model, self.autocast, seed) as borrowed:
             rows = gather(borrowed, self.threat, data, self.target, max_samples, seed)
             total = len(rows)
             rows, margins = attackable(borrowed, rows, max(batch_size, 256))
@@ -127,7 +127,7 @@ class LearnedAttack(Attack):
         data as for `fit`. Two forwards a sample. `.value`, with its 95% interval in `.low` and `.high`.
         """
         self.check_fitted()
-        with borrow(model, self.autocast) as borrowed:
+        with borrow(model, self.autocast, seed) as borrowed:
             rows = gather(borrowed, self.threat, data, self.target, max_samples, seed)
             rows, _ = attackable(borrowed, rows, batch_size)
             return Proportion(count_fooled(borrowed, self, rows, batch_size, seed)[0], len(rows))

@@ -128,7 +128,7 @@ class AdversarialPatch(LearnedAttack):
     ) -> PlacementRates:
         """How often it fools over that many random placements of each sample that `fooling_rate` counts."""
         self.check_fitted()
-        with borrow(model, self.autocast) as borrowed:
+        with borrow(model, self.autocast, seed) as borrowed:
             rows = gather(borrowed, self.threat, data, self.target, max_samples, seed)
             rows, _ = attackable(borrowed, rows, batch_size)
             found = [
