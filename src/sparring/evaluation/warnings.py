@@ -1,77 +1,256 @@
-"""What makes a verdict doubtful: each warning has a stable code and says what was seen and what to do."""
+"""What makes a verdict doubtful: each warning has a stable code and says what was seen, why it matters and what to do."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sparring.evaluation.records import DONE, Records
+from sparring.evaluation.remaining import remaining
+from sparring.evaluation.statistics import Proportion
 
 
 @dataclass(frozen=True)
 class Warning:
-    """code: stable, for machines. message: what was seen, why it matters, what to do."""
+    """code: stable, for machines. message: seen, why and todo in one. docs/warnings.md has a section for each code."""
 
     code: str
     message: str
+    seen: str = ""
+    why: str = ""
+    todo: str = ""
 
 
-def judge(records: Records, *, classes: int) -> list[Warning]:
-    """The warnings that these records call for."""
-    table, found = records.table, []
-    total = len(table)
-    if total and bool(table["probabilities"].all()):
-        found.append(
-            Warning(
-                "probabilities",
-                "every output row is non-negative and sums to 1: the model seems to return probabilities. Their gradients "
-                "vanish where it is confident, which hides failures. Return logits: take the softmax off.",
-            )
-        )
-    right = int(table["correct"].sum())
-    if total >= 50 and right / total < 2 / classes:
-        found.append(
-            Warning(
-                "low-clean-accuracy",
-                f"only {right} of {total} clean samples are classified correctly, near guessing among {classes} classes. "
-                "Robust accuracy says little then. Check preprocessing (sp.normalized), weights, and the order of classes.",
-            )
-        )
-    attacked = max(1, right)
-    zero = int((table["zero"] > 0).sum())
-    if zero > max(2, 0.05 * attacked):
-        found.append(
-            Warning(
-                "zero-gradient",
-                f"the gradient was exactly zero at some step for {zero} of {right} attacked samples (a random direction was "
-                "taken there). Saturated logits or non-differentiable parts hide failures from gradient attacks. "
-                "Attack without them: remove the saturation, or replace the part by a differentiable one.",
-            )
-        )
-    broken = int((table["broken"] > 0).sum())
-    if broken:
-        found.append(
-            Warning(
-                "nan-gradient",
-                f"the gradient held NaN or inf for {broken} of {right} attacked samples; those entries were left alone. "
-                "The attack is weaker than it looks there. Look for divisions, square roots or logarithms at 0 in the model.",
-            )
-        )
-    unconfirmed = int(table["unconfirmed"].sum())
-    if unconfirmed > 0.001 * attacked:
-        found.append(
-            Warning(
-                "not-reproducible",
-                f"{unconfirmed} successes of {right} attacked samples were gone when the model was asked again, and were not "
-                "counted. The model may be random, or its output may depend on the rest of the batch.",
-            )
-        )
-    in_flight = int((table["state"] != DONE).sum())
-    if in_flight:
-        found.append(
-            Warning(
-                "time-limit",
-                f"time ran out with {in_flight} samples still under attack; they count as not fooled, so the robust accuracy is "
-                "a looser bound. Start again with the same out folder to go on.",
-            )
-        )
+def _warning(code: str, seen: str, why: str, todo: str) -> Warning:
+    return Warning(code, f"{seen} {why} {todo}", seen, why, todo)
+
+
+def judge(
+    records: Records,
+    *,
+    classes: int,
+    attacks: Sequence[Mapping[str, Any]] = (),
+    checkup: Mapping[str, int] | None = None,
+    pilot: Mapping[str, int] | None = None,
+) -> list[Warning]:
+    """The warnings that this evidence calls for, the gravest first.
+
+    attacks: rows of the result document, in order; `access` says what each asked of the model. checkup: what
+    `checkup.check` found. pilot: `standing`, samples of the pilot that the gradient attacks left, and
+    `found_without_gradients`, those among them that a gradient-free attack fooled.
+    """
+    checkup = checkup or {}
+    found = [*_outputs(records, classes), *_answers(records, checkup), *_gradients(records, checkup)]
+    found += [*_masking(records, attacks, pilot or {})]
+    if not _is_random(checkup):  # the rest compares attacks, and luck decides between those of a random model
+        found += _other_attacks(checkup)
+    found += [*_strength(records, checkup), *_examples(checkup), *_time(records)]
     return found
+
+
+def clearly(count: int, total: int, share: float, least: int) -> bool:
+    """Whether `count` of `total` is no accident: `least` or more, and 95% sure to be more than `share` of all.
+
+    >>> clearly(2, 300, 0.01, 3), clearly(8, 300, 0.01, 3)
+    (False, True)
+    """
+    return count >= least and Proportion(count, total).low > share
+
+
+def _outputs(records: Records, classes: int) -> Iterator[Warning]:
+    table = records.table
+    total, right = len(table), int(table["correct"].sum())
+    if total and bool(table["probabilities"].all()):
+        yield _warning(
+            "probabilities",
+            "Every output row is non-negative and sums to 1: the model seems to return probabilities.",
+            "Their gradients vanish where it is confident, which hides failures.",
+            "Return logits: take the softmax off.",
+        )
+    if total >= 50 and right / total < 2 / classes:
+        yield _warning(
+            "low-clean-accuracy",
+            f"Only {right} of {total} clean samples are classified correctly, near guessing among {classes} classes.",
+            "Robust accuracy says little then.",
+            "Check preprocessing (sp.normalized), weights, and the order of classes.",
+        )
+
+
+def _is_random(checkup: Mapping[str, int]) -> bool:
+    return 4 * checkup.get("repeats", 0) > checkup.get("samples", 0)
+
+
+def _answers(records: Records, checkup: Mapping[str, int]) -> Iterator[Warning]:
+    """Does the model answer the same question the same way?"""
+    samples, right = checkup.get("samples", 0), int(records.table["correct"].sum())
+    random = _is_random(checkup)
+    if random and not checkup["combined"]:
+        yield _warning(
+            "random-model",
+            f"Asked twice for the same batch, the model gave other logits for {checkup['repeats']} of {samples} samples, and "
+            f"another class for {checkup['turned']}.",
+            "An attack on one draw of a random model misses what the next draw shows: gradients are noisy, an example that "
+            "fooled once may not fool again, and the robust accuracy comes out too high.",
+            "Attack the expectation: wrap the model in sp.eot, or turn the randomness off.",
+        )
+    if not random and 4 * checkup.get("company", 0) > samples:
+        yield _warning(
+            "batch-statistics",
+            f"For {checkup['company']} of {samples} samples the logits depend on what else is in the batch.",
+            "Then a verdict belongs to a batch and not to a sample, and an attack can use the rest of the batch. As a rule "
+            "a BatchNorm layer uses batch statistics: called through torch.nn.functional, or with track_running_stats=False.",
+            "Use running statistics: a BatchNorm module in eval mode, or F.batch_norm(..., training=False).",
+        )
+    unconfirmed = int(records.table["unconfirmed"].sum())
+    if unconfirmed > 0.001 * max(1, right):
+        yield _warning(
+            "not-reproducible",
+            f"{unconfirmed} successes against {right} attacked samples were gone when the model was asked again, and were "
+            "not counted.",
+            "The model may be random, its output may depend on the rest of the batch, or lower precision (autocast) decided.",
+            "Evaluate a deterministic model in full precision, or attack the expectation (sp.eot).",
+        )
+
+
+def _gradients(records: Records, checkup: Mapping[str, int]) -> Iterator[Warning]:
+    table = records.table
+    right = int(table["correct"].sum())
+    zero, broken = int((table["zero"] > 0).sum()), int((table["broken"] > 0).sum())
+    if zero > max(2, 0.05 * right):
+        yield _warning(
+            "zero-gradient",
+            f"The gradient was exactly zero at some step for {zero} of {right} attacked samples (a random direction was "
+            "taken there).",
+            "Saturated logits and non-differentiable parts hide failures from gradient attacks.",
+            "Attack without them: remove the saturation, replace the part by a differentiable one (sp.straight_through), or "
+            "add an attack that needs no gradients (sp.Square).",
+        )
+    if broken:
+        yield _warning(
+            "nan-gradient",
+            f"The gradient held NaN or inf for {broken} of {right} attacked samples; those entries were left alone.",
+            "The attack is weaker than it looks there.",
+            "Look for divisions, square roots or logarithms at 0 in the model.",
+        )
+    climbs, rises = checkup.get("climbs", 0), checkup.get("rises", 0)
+    if climbs >= 20 and rises < 0.85 * climbs and not _is_random(checkup):
+        yield _warning(
+            "loss-not-increasing",
+            f"Of {climbs} small steps along the gradient only {rises} brought the sample nearer to failure.",
+            "On a smooth model nearly all of them do: this model's gradient says little about its neighbourhood, and "
+            "attacks that follow it stop early.",
+            "Look for steps and sorting in the model (rounding, top-k, thresholds), replace them by smooth ones for the "
+            "attack (sp.straight_through), or add an attack that needs no gradients (sp.Square).",
+        )
+
+
+def _masking(records: Records, attacks: Sequence[Mapping[str, Any]], pilot: Mapping[str, int]) -> Iterator[Warning]:
+    """Attacks that see no gradients get on where those that do have stopped."""
+    found, shown = pilot.get("found_without_gradients", 0), pilot.get("standing", 0)
+    where = "of the pilot's samples"
+    table, climbed = records.table, False
+    blind = []
+    for i, attack in enumerate(attacks):
+        climbed |= attack.get("access") == "gradients"
+        if climbed and attack.get("access") in ("scores", "decisions"):
+            blind.append(i)
+    if blind:
+        attacked = int((table["passes"][:, blind, 0].sum(axis=1) > 0).sum())
+        fell = int(sum((table["attack"] == i).sum() for i in blind))
+        if not clearly(found, shown, 0.01, 3) or clearly(fell, attacked, 0.01, 3):
+            found, shown, where = fell, attacked, "of the samples"
+    if clearly(found, shown, 0.01, 3) or (found >= 5 and found > 0.01 * shown):
+        yield _warning(
+            "masking",
+            f"An attack without gradients fooled {found} of {shown} {where} that gradient attacks had left standing.",
+            "Gradients know more than queries do: where they find less, the model hides them, and the robust accuracy is "
+            "likely too high still.",
+            "Don't report this number as robustness. Find what masks the gradients (saturation, rounding, sharp "
+            "activations, training against single steps), and attack with more restarts and with attacks adapted to it.",
+        )
+
+
+def _other_attacks(checkup: Mapping[str, int]) -> Iterator[Warning]:
+    """What the checkup's own attacks fool of the samples that stand."""
+    standing, samples = checkup.get("standing", 0), checkup.get("samples", 0)
+    once, ten = checkup.get("one_step", 0), checkup.get("ten_steps", 0)
+    only = checkup.get("one_step_only", 0)
+    lucky = clearly(only - checkup.get("ten_steps_only", 0), samples, 0.05, 3)
+    if clearly(once, standing, 0.05, 3) or lucky:
+        against = (
+            f"{only} of {samples} samples that ten steps did not"
+            if lucky
+            else f"{once} of {standing} samples that stand"
+        )
+        yield _warning(
+            "one-step-beats-many",
+            f"A single gradient step of length eps fooled {against}.",
+            "Many small steps can do all that one can: where they do less, they get stuck, and the robust accuracy is too "
+            "high.",
+            "Add restarts, larger steps and sp.Square; look for what makes the loss rough near the samples.",
+        )
+    sizes = {"of length eps": checkup.get("large_steps", 0), "of eps / 10": checkup.get("small_steps", 0)}
+    best, most = max(sizes.items(), key=lambda item: item[1])
+    if clearly(most - ten, standing, 0.05, 3):
+        yield _warning(
+            "step-size",
+            f"Steps {best} fooled {most} of {standing} samples that stand, steps of eps / 4 only {ten} of them.",
+            "The verdict hangs on the step size, so that other step sizes are likely to find more.",
+            "Attack with several step sizes (sp.APGD adapts its own), and take the worst case.",
+        )
+    elif clearly(ten, standing, 0.05, 3):
+        share = Proportion(ten, standing)
+        yield _warning(
+            "weak-attacks",
+            f"Ten plain steps on the margin fooled {ten} of {standing} samples that stand: by that the attacks missed "
+            f"{share.low:.0%} to {share.high:.0%} of those that they called robust.",
+            "A plain attack should find nothing that they did not.",
+            "Use attacks='adaptive', more steps, or steps of about eps / 4.",
+        )
+
+
+def _strength(records: Records, checkup: Mapping[str, int]) -> Iterator[Warning]:
+    tried, failed = checkup.get("unbounded", 0), checkup.get("unbounded_failed", 0)
+    if clearly(failed, tried, 0.05, 3):
+        yield _warning(
+            "eps-no-effect",
+            f"With no limit but the box, {failed} of {tried} samples still were not fooled.",
+            "An attacker who may change everything can turn every picture into one of another class: an attack that "
+            "fails there is broken, and so is its verdict at a smaller eps.",
+            "Look for what stops the gradient: a detached tensor, rounding, saturated logits, clamps.",
+        )
+    left, total = remaining(records), len(records.table)
+    if left is not None and left.late >= 5 and left.estimate > 0.01 * total:
+        count = f"about {left.estimate:.0f}" if left.late < left.before else "many"
+        yield _warning(
+            "restarts-find-more",
+            f"Of the samples that fell, {left.late} did so in the second half of the effort ({left.effort} passes a "
+            f"standing sample) and {left.before} in the quarter before it: {count} of those that stand would fall too if the "
+            f"effort grew on (90% interval: {left.low:.0f} to {left.high:.0f}).",
+            "Attacks that have come to an end find next to nothing at last; these had not.",
+            "Give them more steps and restarts, until the last ones find nothing new.",
+        )
+
+
+def _examples(checkup: Mapping[str, int]) -> Iterator[Warning]:
+    tried, lost = checkup.get("rounded", 0), checkup.get("rounded_away", 0)
+    if not _is_random(checkup) and clearly(lost, tried, 0.05, 3):
+        yield _warning(
+            "rounding",
+            f"{lost} of {tried} adversarial examples fool no more when they are rounded to 8 bits, as in an image file.",
+            "These samples fall to numbers that no image can hold: against an attacker who sends images the model is "
+            "stronger than it looks.",
+            "Say so beside the number, or evaluate a model that rounds its input (sp.straight_through).",
+        )
+
+
+def _time(records: Records) -> Iterator[Warning]:
+    in_flight = int((records.table["state"] != DONE).sum())
+    if in_flight:
+        yield _warning(
+            "time-limit",
+            f"Time ran out with {in_flight} samples still under attack; they count as not fooled.",
+            "So the robust accuracy is a looser bound.",
+            "Start again with the same out folder to go on.",
+        )
