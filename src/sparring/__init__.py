@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparring.ascent import Trace as Trace
     from sparring.attacks import APGD as APGD
+    from sparring.attacks import DIFGSM as DIFGSM
     from sparring.attacks import FGSM as FGSM
     from sparring.attacks import IFGSM as IFGSM
     from sparring.attacks import MIFGSM as MIFGSM
     from sparring.attacks import PGD as PGD
     from sparring.attacks import RFGSM as RFGSM
     from sparring.attacks import Adversarial as Adversarial
+    from sparring.attacks import MarginAscent as MarginAscent
     from sparring.attacks import OptimizerAttack as OptimizerAttack
     from sparring.attacks import Square as Square
+    from sparring.combined import ensemble as ensemble
+    from sparring.combined import expectation as expectation
     from sparring.evaluation import EvaluationResult as EvaluationResult
     from sparring.evaluation import evaluate as evaluate
     from sparring.evaluation import load_result as load_result
@@ -32,19 +36,35 @@ if TYPE_CHECKING:
     from sparring.threat import L2 as L2
     from sparring.threat import Linf as Linf
     from sparring.threat import Threat as Threat
+    from sparring.transforms import rotated as rotated
     from sparring.wrappers import attacked_input as attacked_input
     from sparring.wrappers import normalized as normalized
     from sparring.wrappers import output as output
+    from sparring.wrappers import straight_through as straight_through
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "sparring.ascent": ["Trace"],
-    "sparring.attacks": ["APGD", "FGSM", "IFGSM", "MIFGSM", "PGD", "RFGSM", "Adversarial", "OptimizerAttack", "Square"],
+    "sparring.attacks": [
+        "APGD",
+        "DIFGSM",
+        "FGSM",
+        "IFGSM",
+        "MIFGSM",
+        "PGD",
+        "RFGSM",
+        "Adversarial",
+        "MarginAscent",
+        "OptimizerAttack",
+        "Square",
+    ],
+    "sparring.combined": ["ensemble", "expectation"],
     "sparring.evaluation": ["EvaluationResult", "evaluate", "load_result", "merge", "verify"],
     "sparring.learned": ["AdversarialPatch", "AdvGAN", "UniversalPerturbation"],
     "sparring.threat": ["L0", "L1", "L2", "Linf", "Threat"],
-    "sparring.wrappers": ["attacked_input", "normalized", "output"],
+    "sparring.transforms": ["rotated"],
+    "sparring.wrappers": ["attacked_input", "normalized", "output", "straight_through"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

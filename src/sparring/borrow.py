@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import CellType
@@ -12,23 +12,47 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparring.combined import Combined
+from sparring.noise import Noise
+from sparring.transforms import Keys, RandomTransform
 from sparring.wrappers import Context, Model
+
+INDEX = (
+    "index of the sample"  # a name in a context that is not the model's: what a sample's random numbers are keyed by
+)
+
+HOLDS = ("model", "function", "stand_in", "transform")  # how the wrappers call what they hold
 
 
 class Borrowed:
-    """A borrowed model: calls it, takes input gradients, and counts the samples that pass through it."""
+    """A borrowed model: calls it, takes input gradients, and counts the samples that pass through it.
 
-    def __init__(self, model: Model, autocast: torch.dtype | None = None) -> None:
-        self.model, self.autocast = model, autocast
+    cost: the passes that one answer takes; above 1 where the model combines several answers.
+    """
+
+    def __init__(
+        self, model: Model, autocast: torch.dtype | None = None, seed: int = 0, modules: Iterable[nn.Module] = ()
+    ) -> None:
+        self.model, self.autocast, self.seed = model, autocast, seed
         self.forwards = self.backwards = 0
+        self.cost = 1
         self.classes: int | None = None
+        modules = list(modules)
+        self.combined = [module for module in modules if isinstance(module, Combined)]
+        self.transforms = [module for module in modules if isinstance(module, RandomTransform)]
+        self._calls: dict[int, int] = {}  # how often each sample was asked, where it has random numbers of its own
+
+    def keyed(self, context: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+        """The context, with what the random numbers inside the model are keyed by, where there are any."""
+        return {**context, INDEX: index} if self.transforms else context
 
     def call(self, x: Tensor, context: Context) -> Tensor:
         """Checked logits (B, C), one counted forward a sample, with a graph where gradients are on."""
         cast = nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
+        before = sum(module.extra for module in self.combined)
         try:
-            with cast:
-                logits: Tensor = self.model(x, **context)
+            with cast, self._drawing(context, len(x)):
+                logits: Tensor = self.model(x, **{name: part for name, part in context.items() if name != INDEX})
         except RuntimeError as error:
             if self.classes is not None or isinstance(error, torch.OutOfMemoryError):
                 raise  # it has worked before: not the inputs' fault
@@ -36,27 +60,54 @@ class Borrowed:
                 f"the model can't take inputs of shape {tuple(x.shape)}, {str(x.dtype).removeprefix('torch.')} on {x.device}: "
                 f"{str(error).strip().splitlines()[0]}; give it data of the channels, size and dtype that it was made for"
             ) from error
-        self.forwards += len(x)
+        passes = len(x) + sum(module.extra for module in self.combined) - before
+        self.forwards += passes
+        self.cost = passes // max(len(x), 1)
         if self.classes is None or not isinstance(logits, Tensor) or logits.shape != (len(x), self.classes):
             self.classes = _check_logits(logits, len(x), self.classes)
         return logits
 
+    @contextmanager
+    def _drawing(self, context: Context, count: int) -> Iterator[None]:
+        """Every random transform of ours gets its numbers by sample and call."""
+        index = context.get(INDEX)
+        if index is None or len(index) != count:
+            yield
+            return
+        calls = [self._calls.get(i, 0) for i in index.tolist()]
+        self._calls.update((i, call + 1) for i, call in zip(index.tolist(), calls, strict=True))
+        noise, call = Noise(self.seed, index), torch.tensor(calls)
+        for number, transform in enumerate(self.transforms):
+            transform.keys = Keys(noise, call, number * 1_000_003)
+        try:
+            yield
+        finally:
+            for transform in self.transforms:
+                transform.keys = None
+
     def look(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Logits (B, C) without a graph: one forward a sample."""
         with torch.no_grad():
-            return self.call(x, context or {}).detach()
+            logits = self.call(x, context or {}).detach()
+        self._release()
+        return logits
 
     def probe(
-        self, x: Tensor, objective: Callable[[Tensor], Tensor], context: Context | None = None
+        self,
+        x: Tensor,
+        objective: Callable[[Tensor], Tensor],
+        context: Context | None = None,
+        view: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (B, C), objective (B,) and its gradient (B, *S) at x: one forward and one backward a sample.
 
         The gradient is that of the sum over the batch, with respect to the input only: each sample gets its own.
+        view: what the model sees of x, differentiable; None: x itself.
         """
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
-            logits = self.call(x, context or {})
-            value = objective(logits)
+            logits = self.call(x if view is None else view(x), context or {})
+            value = self._objective(logits, objective)
             if not value.requires_grad:
                 raise ValueError(
                     "the model's logits carry no gradient to its input (computed under no_grad, detached, or through "
@@ -65,8 +116,25 @@ class Borrowed:
             (gradient,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
         if gradient is None:
             raise ValueError("the model's logits do not depend on the attacked input: is another input meant?")
-        self.backwards += len(x)
+        self.backwards += self.cost * len(x)
+        self._release()
         return logits.detach(), value.detach(), gradient
+
+    def _objective(self, logits: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
+        """The objective of these logits, or its mean over the answers behind them, where that is what they combine."""
+        for module in self.combined:
+            if module.output is logits:
+                return module.mean([objective(part) for part in module.parts])
+            if module.output is not None:
+                raise ValueError(
+                    f"{type(module).__name__.lower()}(combine='loss') is changed by what lies round it: attack it "
+                    "itself (sp.normalized and sp.output may hold it), or combine 'logits' or 'probabilities'"
+                )
+        return objective(logits)
+
+    def _release(self) -> None:
+        for module in self.combined:
+            module.release()
 
 
 def _check_logits(logits: Any, batch: int, classes: int | None) -> int:
@@ -129,7 +197,7 @@ def _modules(model: object) -> list[nn.Module]:
         if isinstance(here, nn.Module):
             found.update((id(module), module) for module in here.modules())
             # a wrapper round a plain callable holds it as an attribute, unregistered
-            held = [module.__dict__.get("model") for module in here.modules()]
+            held = [module.__dict__.get(name) for module in here.modules() for name in HOLDS]
         else:
             held = _held(here)
         queue += [part for part in held if callable(part) and not inspect.isclass(part)]
@@ -137,7 +205,7 @@ def _modules(model: object) -> list[nn.Module]:
 
 
 @contextmanager
-def borrow(model: Model, autocast: torch.dtype | None = None) -> Iterator[Borrowed]:
+def borrow(model: Model, autocast: torch.dtype | None = None, seed: int = 0) -> Iterator[Borrowed]:
     """Borrow `model`: every submodule in evaluation mode, no parameter collecting gradients, inference mode off.
 
     On the way out, also after an exception, every submodule's mode, every parameter's `requires_grad` and `.grad`, and
@@ -166,7 +234,7 @@ def borrow(model: Model, autocast: torch.dtype | None = None) -> Iterator[Borrow
         for parameter, _, _ in grads:
             parameter.requires_grad_(False)
         with torch.inference_mode(False):
-            yield Borrowed(model, autocast)
+            yield Borrowed(model, autocast, seed, modules)
     finally:
         for module, mode in modes:
             module.training = mode

@@ -23,6 +23,13 @@ class _Wrapper(nn.Module):
         return "" if isinstance(self.model, nn.Module) else f"model={self.model!r}"
 
 
+class Held(_Wrapper):
+    """A plain callable as a module."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+
 class Normalized(_Wrapper):
     """`model((x − mean) / std)`, one mean and std for each channel (dimension 1), or one for all."""
 
@@ -106,6 +113,54 @@ class AttackedInput(_Wrapper):
         return self.model(*[x if i == self.which else context[str(i)] for i in range(len(context) + 1)])
 
 
+class _Replaced(torch.autograd.Function):
+    """`value` on the way forward; on the way back the gradient goes to `path`, as if it had been returned."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(path: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class StraightThrough(nn.Module):
+    """See `straight_through`."""
+
+    def __init__(self, function: Callable[[Tensor], Any], backward: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        for what, given in {"function": function, "backward": backward}.items():
+            if not callable(given) and not (what == "backward" and given is None):
+                raise TypeError(f"straight_through({what}={given!r}): expected a function of x")
+        self.function, self.stand_in = function, backward
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            value = self.function(x.detach())
+        if not isinstance(value, Tensor):
+            raise TypeError(f"straight_through: the function returned {type(value).__name__}, expected a tensor")
+        path = x if self.stand_in is None else self.stand_in(x)
+        if path.shape != value.shape:
+            what = "its input has" if self.stand_in is None else "`backward` returned"
+            raise ValueError(
+                f"straight_through: the function returned shape {tuple(value.shape)}, {what} {tuple(path.shape)}: give "
+                "as `backward` a differentiable function that returns the function's shape"
+            )
+        replaced: Tensor = _Replaced.apply(path, value.to(path.device, path.dtype))
+        return replaced
+
+    def extra_repr(self) -> str:
+        held = {"function": self.function, "backward": self.stand_in}
+        return ", ".join(f"{name}={part!r}" for name, part in held.items() if part and not isinstance(part, nn.Module))
+
+
 def normalized(model: Model, mean: Sequence[float] | float, std: Sequence[float] | float) -> Normalized:
     """The model with its input normalisation inside, so that attacks work in [0, 1] and eps is in pixel units.
 
@@ -133,3 +188,25 @@ def attacked_input(model: Model, which: str | int) -> AttackedInput:
     The other inputs have a leading batch dimension too; they stay as they are.
     """
     return AttackedInput(model, which)
+
+
+def straight_through(
+    function: Callable[[Tensor], Any], backward: Callable[[Tensor], Tensor] | None = None
+) -> StraightThrough:
+    """A preprocessing step that has no useful gradient (JPEG, quantisation, thermometer code), made differentiable.
+
+    Forward: function(x) as it is. Backward: as if `backward`, a differentiable approximation, had been in its place (its
+    vector-Jacobian product at x), or the identity. Backward pass differentiable approximation, Athalye et al. (2018): put
+    it where the step stood, attack that, and report on the model as it was: their answers are the same.
+
+    function: x (B, *S) → a tensor, on any device and of any dtype; it is asked without a graph and its answer is cast to
+    the dtype of the path back. TypeError where it returns no tensor; ValueError where its shape is not that of the path.
+
+    >>> bits = straight_through(lambda x: (x * 3).round() / 3)  # two bits a pixel
+    >>> x = torch.tensor([[0.4, 0.9]], requires_grad=True)
+    >>> bits(x)
+    tensor([[0.3333, 1.0000]], grad_fn=<_ReplacedBackward>)
+    >>> torch.autograd.grad(bits(x).sum(), x)[0]
+    tensor([[1., 1.]])
+    """
+    return StraightThrough(function, backward)

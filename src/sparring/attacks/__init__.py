@@ -3,6 +3,8 @@
 from sparring.attacks.adversarial import Adversarial
 from sparring.attacks.apgd import APGD
 from sparring.attacks.base import Attack, GradientAttack
+from sparring.attacks.diverse import DIFGSM
+from sparring.attacks.margin import MarginAscent
 from sparring.attacks.optimizer import OptimizerAttack
 from sparring.attacks.pgd import PGD
 from sparring.attacks.sign import FGSM, IFGSM, MIFGSM, RFGSM
@@ -10,6 +12,7 @@ from sparring.attacks.square import Square
 
 __all__ = [
     "APGD",
+    "DIFGSM",
     "FGSM",
     "IFGSM",
     "MIFGSM",
@@ -18,6 +21,7 @@ __all__ = [
     "Adversarial",
     "Attack",
     "GradientAttack",
+    "MarginAscent",
     "OptimizerAttack",
     "Square",
 ]

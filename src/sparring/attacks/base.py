@@ -105,7 +105,7 @@ class Attack:
 
         Raises TypeError or ValueError, in one line, for inputs, labels or a model that can't be attacked.
         """
-        with borrow(model, self.autocast) as borrowed:
+        with borrow(model, self.autocast, seed) as borrowed:
             rows = prepare(
                 borrowed,
                 self.threat,

@@ -48,7 +48,7 @@ def prepare(
         original=x,
         y=y,
         threat=threat.for_inputs(x),
-        context=context,
+        context=model.keyed(context, indices.detach().cpu().long()),
     )
     if len(x) and (needs_reference or isinstance(targets, str)):
         logits = model.look(x, context)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparring.attacks import Adversarial, Attack
 from sparring.attacks.inputs import with_logits
-from sparring.borrow import Borrowed
+from sparring.borrow import INDEX, Borrowed
 from sparring.evaluation.cascade import name_of, settings_of
 from sparring.evaluation.randomness import OwnRandomness
 from sparring.objective import fooled, predict
@@ -18,6 +18,7 @@ from sparring.rows import Rows
 
 
 class Stage(Protocol):
+    attack: Any
     name: str
     settings: dict[str, Any]
     seconds: float
@@ -164,18 +165,17 @@ class _Counting:
         self.training = False
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.context and len(x) != len(next(iter(self.context.values()))):
+        if self.context.keys() - {INDEX} and len(x) != len(next(iter(self.context.values()))):
             raise ValueError("a foreign attack on a model of several inputs must keep the batch whole")
-        before = self.model.forwards
         logits = self.model.call(x, self.context)
-        self.forwards += self.model.forwards - before
+        self.forwards += len(x)
         if logits.requires_grad:
             logits.register_hook(self._count)  # type: ignore[no-untyped-call]
         return logits
 
     def _count(self, gradient: Tensor) -> None:
         self.backwards += len(gradient)
-        self.model.backwards += len(gradient)
+        self.model.backwards += self.model.cost * len(gradient)
 
     def eval(self) -> _Counting:
         return self
