@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sparring.ascent import Trace as Trace
     from sparring.attacks import APGD as APGD
     from sparring.attacks import DIFGSM as DIFGSM
+    from sparring.attacks import FAB as FAB
     from sparring.attacks import FGSM as FGSM
     from sparring.attacks import IFGSM as IFGSM
     from sparring.attacks import MIFGSM as MIFGSM
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sparring.combined import ensemble as ensemble
     from sparring.combined import expectation as expectation
     from sparring.evaluation import EvaluationResult as EvaluationResult
+    from sparring.evaluation import compare as compare
     from sparring.evaluation import evaluate as evaluate
     from sparring.evaluation import load_result as load_result
     from sparring.evaluation import merge as merge
@@ -47,6 +49,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "sparring.ascent": ["Trace"],
     "sparring.attacks": [
+        "FAB",
         "APGD",
         "DIFGSM",
         "FGSM",
@@ -60,7 +63,7 @@ _HOMES = {
         "Square",
     ],
     "sparring.combined": ["ensemble", "expectation"],
-    "sparring.evaluation": ["EvaluationResult", "evaluate", "load_result", "merge", "verify"],
+    "sparring.evaluation": ["EvaluationResult", "compare", "evaluate", "load_result", "merge", "verify"],
     "sparring.learned": ["AdversarialPatch", "AdvGAN", "UniversalPerturbation"],
     "sparring.threat": ["L0", "L1", "L2", "Linf", "Threat"],
     "sparring.transforms": ["rotated"],

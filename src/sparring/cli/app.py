@@ -17,6 +17,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from sparring.cli import config
+from sparring.cli.console import speaks
 from sparring.cli.settings import Settings
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
@@ -28,6 +29,8 @@ COMMANDS = {
     "evaluate": ("sparring.cli.evaluate:evaluate", "How often does the model withstand attack? Writes a report."),
     "attack": ("sparring.cli.attack:attack", "Attack photographs: the 8-bit PNG, and what the model sees."),
     "verify": ("sparring.cli.verify:verify", "Re-check the claim of a result folder; fails on any lie."),
+    "merge": ("sparring.cli.merge:merge", "Make one result out of the shards of an evaluation."),
+    "compare": ("sparring.cli.compare:compare", "Two results, sample against sample: is the difference chance?"),
     "descent": ("sparring.cli.experiments:descent", "Watch gradient descent find the minimum of x squared + 2."),
     "optimizers": ("sparring.cli.experiments:optimizers", "SGD, RMSprop and Adam attack the same photograph."),
     "fgsm": ("sparring.cli.experiments:fgsm", "FGSM and its variants, beside the table of the paper."),
@@ -116,9 +119,11 @@ def _run(tokens: list[str], command: str) -> int:
         return DONE
     if not settings.json:
         outcome: Outcome = function(*bound.args, **bound.kwargs)
-        return outcome.code
+        return outcome.code if speaks() else DONE  # torchrun ends all processes at the first that fails
     with contextlib.redirect_stdout(sys.stderr):
         outcome = function(*bound.args, **bound.kwargs)
+    if not speaks():
+        return DONE
     json.dump(outcome.document, sys.stdout, indent=1, allow_nan=False)
     sys.stdout.write("\n")
     return outcome.code

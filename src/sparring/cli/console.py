@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,18 +12,23 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+def speaks() -> bool:
+    """Whether results are this process's to tell: of those that torchrun has started, the first one's."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
 def out() -> Console:
     """Where results go. Rich looks ``sys.stdout`` up at every line, so ``--json`` can point it to stderr."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, quiet=not speaks())
 
 
 def err() -> Console:
     """Where progress and asides go."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, quiet=not speaks())
 
 
 def say(message: str, style: str | None = None) -> None:

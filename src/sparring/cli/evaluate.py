@@ -3,29 +3,29 @@
 # No `from __future__ import annotations`: cyclopts reads the annotations of inherited fields as they stand.
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
 from sparring.cli import models, recipes
-from sparring.cli.app import DONE, FAILED, Outcome, Stopped
-from sparring.cli.console import note, say, table
+from sparring.cli.app import Outcome, Stopped
+from sparring.cli.console import note, say, speaks
 from sparring.cli.settings import DATA, MANY, MODEL, RUN, THREAT, DataSettings, ModelSettings, SeedSettings
-from sparring.cli.values import NORM_NAMES, Number, as_float, did_you_mean
+from sparring.cli.values import Number, did_you_mean
+from sparring.cli.verdict import VerdictSettings, accuracies, conclude, limit_of
 
 if TYPE_CHECKING:
     from sparring.data import LabelledImages
     from sparring.evaluation import Estimate, EvaluationResult, Progress
 
-VERDICT = Parameter(group=Group("Verdict", sort_key=6))
 EPS = {"linf": "8/255", "l2": "0.5", "l1": "12"}
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(SeedSettings, DataSettings, ModelSettings):
+class EvaluateSettings(SeedSettings, DataSettings, ModelSettings, VerdictSettings):
     """Settings of ``sparring evaluate``."""
 
     model: Annotated[str, MODEL] = field()
@@ -51,8 +51,8 @@ class EvaluateSettings(SeedSettings, DataSettings, ModelSettings):
     """Print what it would cost, and stop."""
     out: Annotated[Path | None, RUN] = None
     """Folder of the result; a run that was stopped goes on there. Left out: sparring-evaluate/MODEL-DATA-NORM-EPS."""
-    fail_under: Annotated[Number | None, VERDICT] = None
-    """Exit with 1 when the robust accuracy is below this (0 to 1)."""
+    shard: Annotated[str | None, RUN] = None
+    """I/N: every N-th sample from the I-th on (0/4 to 3/4), for any scheduler; sparring merge joins the shards."""
 
 
 def evaluate(settings: EvaluateSettings) -> Outcome:
@@ -60,7 +60,8 @@ def evaluate(settings: EvaluateSettings) -> Outcome:
     from sparring import Threat
     from sparring.threat import parse_eps
 
-    limit = _limit(settings.fail_under)
+    limit_of(settings)
+    _shard(settings)
     eps = settings.eps or EPS[settings.norm]
     threat = Threat(settings.norm, parse_eps(eps), typed=eps)
     recipes.parse(settings.attacks, threat)  # a typo here must not cost the loading of a model
@@ -68,7 +69,7 @@ def evaluate(settings: EvaluateSettings) -> Outcome:
     images = open_data(settings)
     model = models.load(settings, device)
     out = settings.out or Path("sparring-evaluate") / _slug(settings, eps)
-    return run(model, images, threat, settings, device=device, out=out, limit=limit)
+    return run(model, images, threat, settings, device=device, out=out)
 
 
 def open_data(settings: DataSettings) -> "LabelledImages":
@@ -93,14 +94,13 @@ def run(
     *,
     device: Any,
     out: Path,
-    limit: float | None = None,
 ) -> Outcome:
     """Estimate, evaluate, tell. Also what the demo calls, with a model that it has trained itself."""
     import torch
 
     from sparring import evaluation
 
-    earlier = _earlier(out, images)
+    earlier, shard = _earlier(out, images), _shard(settings)
     attacks = recipes.parse(settings.attacks, threat)
     common: dict[str, Any] = {
         "attacks": attacks,
@@ -113,13 +113,15 @@ def run(
         raise ValueError(f"--time-limit {settings.time_limit:g}: expected seconds, above 0")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: expected a folder, which need not be there yet")
-    if settings.dry_run or earlier is None:
-        cost = evaluation.estimate(model, images, threat, **common)
+    if speaks() and (settings.dry_run or earlier is None):
+        cost = _share(evaluation.estimate(model, images, threat, **common), shard)
         line = cost_line(cost, device)
         if settings.dry_run:
             say(line)
             return Outcome({"estimate": {**vars(cost), "seconds": cost.seconds}, "device": str(device)})
         note(line)
+    if settings.dry_run:
+        return Outcome()
     watch = _Watch()
     try:
         with evaluation.progress.Bar() as show:
@@ -129,6 +131,7 @@ def run(
                 threat,
                 **common,
                 out=out,
+                shard=shard,
                 time_limit=settings.time_limit,
                 autocast=None if settings.autocast is None else getattr(torch, settings.autocast),
                 progress=watch.then(show),
@@ -139,12 +142,33 @@ def run(
         raise Stopped(f"{watch.text()} kept in {out}; the same command goes on from there") from None
     if earlier is not None and earlier.finished:
         note(f"{out} already holds this evaluation, finished: nothing was run again")
-    tell(result, threat, out)
-    robust = result.robust_accuracy.value
-    if limit is not None and robust < limit:
-        say(f"Failed: robust accuracy {robust:.1%} is below --fail-under {limit:.1%}", style="bold red")
-    failed = limit is not None and robust < limit
-    return Outcome({**result.document, "folder": str(out)}, FAILED if failed else DONE)
+    if shard is None or "shard" not in result.document["settings"]:
+        return conclude(result, settings, out)
+    accuracies(result)
+    say(f"Shard {shard[0]} of {shard[1]} is done. When all are: sparring merge {out}", style="bold")
+    return Outcome({**result.document, "folder": str(out)})
+
+
+def _shard(settings: EvaluateSettings) -> tuple[int, int] | None:
+    """``--shard 1/4`` as (1, 4); ValueError where it is something else, or something is asked that only a whole result has."""
+    if settings.shard is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", settings.shard)
+    shard = (int(found[1]), int(found[2])) if found else (1, 0)
+    if shard[0] >= shard[1]:
+        raise ValueError(f"--shard {settings.shard}: expected I/N with I from 0 to N-1, such as 0/4")
+    for name, value in (("--fail-under", settings.fail_under), ("--junit", settings.junit)):
+        if value is not None and shard[1] > 1:
+            raise ValueError(f"{name} judges a whole result, not a shard: give it to sparring merge")
+    return shard
+
+
+def _share(cost: "Estimate", shard: tuple[int, int] | None) -> "Estimate":
+    """The cost of one shard, or of one of the processes that share the work."""
+    from sparring.evaluation.together import processes
+
+    number, of = (0, processes()) if shard is None else shard
+    return cost if cost.samples is None else replace(cost, samples=len(range(number, cost.samples, of)))
 
 
 class _Watch:
@@ -198,68 +222,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
-
-
-def tell(result: "EvaluationResult", threat: Any, out: Path) -> None:
-    """The verdict: a small table, a sentence that says what the number is, and where the report lies."""
-    clean, robust = result.clean_accuracy, result.robust_accuracy
-    named = {"clean accuracy": clean, "robust accuracy, at most": robust}
-    table(
-        [
-            {
-                "": name,
-                "value": f"{p.value:.1%}",
-                "95% interval": f"{p.low:.1%} to {p.high:.1%}",
-                "samples": f"{p.count}/{p.total}",
-            }
-            for name, p in named.items()
-        ]
-    )
-    rows = [
-        {
-            "attack": _described(row),
-            "tried on": row["attacked"],
-            "fooled": row["fooled"],
-            "robust after it": f"{row['robust_accuracy']['value']:.1%}",
-            "forwards": row["forwards"],
-            "backwards": row["backwards"],
-        }
-        for row in result.attacks
-    ]
-    table(rows)
-    say(
-        f"At most {robust.value:.1%} of {robust.total} samples withstand {NORM_NAMES[threat.norm]} changes up to "
-        f"{threat.typed}: an upper bound, since a stronger attack can only lower it.",
-        style="bold",
-    )
-    if not result.finished:
-        say("Time ran out: this is what is known so far; the same command without --time-limit goes on.")
-    for warning in result.warnings:
-        say(f"Warning ({warning.code}): {warning.message}", style="yellow")
-    say(f"Report: {out / 'report.html'}")
-
-
-def _described(row: dict[str, Any]) -> str:
-    """``PGD, 40 steps, margin``: what tells one attack of a list from the next."""
-    settings = row["settings"]
-    restarts = settings.get("restarts", 1)
-    parts = [
-        row["name"],
-        f"{settings['steps']} steps" if "steps" in settings else None,
-        f"{restarts} restarts" if restarts > 1 else None,
-        settings.get("objective"),
-        f"towards {settings['targets']}" if settings.get("targets") else None,
-    ]
-    return ", ".join(part for part in parts if part)
-
-
-def _limit(typed: str | None) -> float | None:
-    if typed is None:
-        return None
-    value = as_float(typed)
-    if not 0 <= value <= 1:
-        raise ValueError(f"--fail-under {typed}: expected an accuracy from 0 to 1, such as 0.4")
-    return value
 
 
 def _slug(settings: EvaluateSettings, eps: str) -> str:

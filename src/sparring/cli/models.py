@@ -25,11 +25,13 @@ def pick_device(name: str) -> torch.device:
     """``auto`` is CUDA where there is one, then MPS, then the CPU. ValueError for a device that this machine lacks."""
     import torch
 
+    from sparring.evaluation.placing import own_device
+
     if name == "auto":
         mps = torch.backends.mps.is_available()
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
-        device = torch.device(name)
+        device = own_device(torch.device(name))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise ValueError(f"--device {name}: not usable here; expected auto, cpu, cuda, cuda:N or mps") from None

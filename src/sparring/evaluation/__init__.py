@@ -1,8 +1,10 @@
 """How robust is it? A cascade of attacks over streamed data, a verdict with intervals, and evidence to check again."""
 
 from sparring.evaluation.cascade import adaptive
+from sparring.evaluation.compare import Comparison, compare
 from sparring.evaluation.document import schema
 from sparring.evaluation.estimate import Estimate, estimate
+from sparring.evaluation.junit import junit
 from sparring.evaluation.merge import merge
 from sparring.evaluation.progress import Progress
 from sparring.evaluation.result import EvaluationResult, load_result
@@ -12,6 +14,7 @@ from sparring.evaluation.verifier import Verification, verify
 from sparring.evaluation.warnings import Warning
 
 __all__ = [
+    "Comparison",
     "Estimate",
     "EvaluationResult",
     "Progress",
@@ -19,8 +22,10 @@ __all__ = [
     "Verification",
     "Warning",
     "adaptive",
+    "compare",
     "estimate",
     "evaluate",
+    "junit",
     "load_result",
     "merge",
     "schema",

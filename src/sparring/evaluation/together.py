@@ -198,7 +198,14 @@ def _check_same_data(team: Team, data: Any, seed: int, indices: torch.Tensor | N
 
 def _shared_folder(team: Team, out: str | Path | None) -> Path:
     """`out`, or a temporary folder. ValueError where not all processes see the same one."""
-    folder: Path = team.tell(Path(tempfile.mkdtemp(prefix="sparring-")) if out is None else Path(out).absolute())
+    wanted = (
+        Path(out).absolute()
+        if out is not None
+        else Path(tempfile.mkdtemp(prefix="sparring-"))
+        if team.rank == 0
+        else None
+    )
+    folder: Path = team.tell(wanted)
     token = folder / f".{team.tell(uuid.uuid4().hex)}"
     if team.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,115 @@
+"""The verdict of an evaluation, as a person reads it, and as continuous integration does."""
+
+# No `from __future__ import annotations`: cyclopts reads the annotations of inherited fields as they stand.
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from sparring.cli.app import DONE, FAILED, Outcome
+from sparring.cli.console import say, speaks, table
+from sparring.cli.settings import Settings
+from sparring.cli.values import NORM_NAMES, Number, as_float
+
+if TYPE_CHECKING:
+    from sparring.evaluation import EvaluationResult
+
+VERDICT = Parameter(group=Group("Verdict", sort_key=6))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class VerdictSettings(Settings):
+    """What continuous integration wants."""
+
+    fail_under: Annotated[Number | None, VERDICT] = None
+    """Exit with 1 when the robust accuracy is below this (0 to 1)."""
+    junit: Annotated[Path | None, VERDICT] = None
+    """Write the verdict to this file as JUnit XML: a case for each accuracy and each warning."""
+
+
+def limit_of(settings: VerdictSettings) -> float | None:
+    """The accuracy of --fail-under; ValueError where it is none."""
+    if settings.fail_under is None:
+        return None
+    value = as_float(settings.fail_under)
+    if not 0 <= value <= 1:
+        raise ValueError(f"--fail-under {settings.fail_under}: expected an accuracy from 0 to 1, such as 0.4")
+    return value
+
+
+def conclude(result: "EvaluationResult", settings: VerdictSettings, out: Path) -> Outcome:
+    """Tell the verdict, write it for continuous integration, and say whether it is good enough."""
+    from sparring.evaluation import junit
+    from sparring.evaluation.files import replacing
+
+    limit = limit_of(settings)
+    tell(result, out)
+    if settings.junit is not None and speaks():
+        with replacing(settings.junit) as file:
+            file.write(junit(result.document, limit))
+    robust = result.robust_accuracy.value
+    failed = limit is not None and robust < limit
+    if failed:
+        say(f"Failed: robust accuracy {robust:.1%} is below --fail-under {limit:.1%}", style="bold red")
+    return Outcome({**result.document, "folder": str(out)}, FAILED if failed else DONE)
+
+
+def accuracies(result: "EvaluationResult") -> None:
+    """The two accuracies, with their intervals, as a small table."""
+    named = {"clean accuracy": result.clean_accuracy, "robust accuracy, at most": result.robust_accuracy}
+    table(
+        [
+            {
+                "": name,
+                "value": f"{p.value:.1%}",
+                "95% interval": f"{p.low:.1%} to {p.high:.1%}",
+                "samples": f"{p.count}/{p.total}",
+            }
+            for name, p in named.items()
+        ]
+    )
+
+
+def tell(result: "EvaluationResult", out: Path) -> None:
+    """The verdict: a small table, a sentence that says what the number is, and where the report lies."""
+    robust, threat = result.robust_accuracy, result.document["threat"]
+    accuracies(result)
+    rows = [
+        {
+            "attack": _described(row),
+            "tried on": row["attacked"],
+            "fooled": row["fooled"],
+            "robust after it": f"{row['robust_accuracy']['value']:.1%}",
+            "forwards": row["forwards"],
+            "backwards": row["backwards"],
+        }
+        for row in result.attacks
+    ]
+    table(rows)
+    say(
+        f"At most {robust.value:.1%} of {robust.total} samples withstand {NORM_NAMES[threat['norm']]} changes up to "
+        f"{threat['eps_typed']}: an upper bound, since a stronger attack can only lower it.",
+        style="bold",
+    )
+    if not result.finished:
+        say("Time ran out: this is what is known so far; the same command without --time-limit goes on.")
+    for warning in result.warnings:
+        say(f"Warning ({warning.code}): {warning.message}", style="yellow")
+    say(f"Report: {out / 'report.html'}")
+
+
+def _described(row: dict[str, Any]) -> str:
+    """``PGD, 40 steps, margin``: what tells one attack of a list from the next."""
+    settings = row["settings"]
+    restarts = settings.get("restarts", 1)
+    parts = [
+        row["name"],
+        f"{settings['steps']} steps" if "steps" in settings else None,
+        f"{restarts} restarts" if restarts > 1 else None,
+        settings.get("objective"),
+        f"towards {settings['targets']}" if settings.get("targets") else None,
+    ]
+    return ", ".join(part for part in parts if part)
