@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from sparring.threat import L2 as L2
     from sparring.threat import Linf as Linf
     from sparring.threat import Threat as Threat
+    from sparring.transfer import TransferMatrix as TransferMatrix
+    from sparring.transfer import transfer_matrix as transfer_matrix
     from sparring.transforms import rotated as rotated
     from sparring.wrappers import attacked_input as attacked_input
     from sparring.wrappers import normalized as normalized
@@ -66,6 +68,7 @@ _HOMES = {
     "sparring.evaluation": ["EvaluationResult", "compare", "evaluate", "load_result", "merge", "verify"],
     "sparring.learned": ["AdversarialPatch", "AdvGAN", "UniversalPerturbation"],
     "sparring.threat": ["L0", "L1", "L2", "Linf", "Threat"],
+    "sparring.transfer": ["TransferMatrix", "transfer_matrix"],
     "sparring.transforms": ["rotated"],
     "sparring.wrappers": ["attacked_input", "normalized", "output", "straight_through"],
 }

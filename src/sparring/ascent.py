@@ -53,9 +53,12 @@ class Search(Recipe, Protocol):
 
 
 class Probe(Protocol):
-    """Asks the model at other points: (rows of the pool, x) → (objective (n,), gradient (n, *S)), counted."""
+    """Asks the model at other points, counted: (rows of the pool, x) → (objective (n,), gradient (n, *S))."""
 
     def __call__(self, which: Tensor, x: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def look(self, which: Tensor, x: Tensor) -> Tensor:
+        """(n,) bool: whether x (n, *S) fools, by a forward only; x counts as an iterate of these rows."""
 
 
 @dataclass
@@ -196,7 +199,7 @@ class Pool:
             done, rows, gradient = rows[here], rows[~here], gradient[~leaving]
         if len(rows):
             gradient = self._mend(rows, gradient)
-            rows.x = self.recipe.move(rows, gradient, lambda which, x: self._ask(rows, which, x))
+            rows.x = self.recipe.move(rows, gradient, _Asking(self, rows))
             rows.step = rows.step + 1
             due = rows.step == self.recipe.steps
             if bool(due.any()):
@@ -241,13 +244,19 @@ class Pool:
         return rows if len(rows) else None
 
     def _judge(self, rows: Rows, point: Tensor, logits: Tensor, value: Tensor) -> None:
-        """Keep the better of this point and the best so far."""
+        """Write down what was seen, and keep the better of this point and the best so far."""
         if self.trace is not None:
             self.trace.record(rows.restart * (self.recipe.steps + 1) + rows.step, rows.ticket, value, logits)
-        if self.recipe.keep == "last" and bool((rows.step < self.recipe.steps).any()):
-            return
+        self._keep(rows, point, logits, value)
+
+    def _keep(self, rows: Rows, point: Tensor, logits: Tensor, value: Tensor) -> Tensor:
+        """Keep it where it is better; (N,) bool, whether it fools."""
         prediction = predict(logits)
-        keep_better(rows, point, value, prediction, fooled(prediction, rows.y, rows.targets if self.goal else None))
+        success = fooled(prediction, rows.y, rows.targets if self.goal else None)
+        if self.recipe.keep == "last" and bool((rows.step < self.recipe.steps).any()):
+            return success
+        keep_better(rows, point, value, prediction, success)
+        return success
 
     def _mend(self, rows: Rows, gradient: Tensor) -> Tensor:
         """Replace what would stop a sample silently: NaN and inf by zero, and an all-zero gradient by a random one."""
@@ -270,9 +279,30 @@ class Pool:
             )
         return gradient
 
-    def _ask(self, rows: Rows, which: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+
+@dataclass
+class _Asking:
+    """The probe that a recipe gets with its rows."""
+
+    pool: Pool
+    rows: Rows
+
+    def __call__(self, which: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows, pool = self.rows, self.pool
         some = rows[which]
-        _, value, gradient = self.model.probe(x, partial(self._value, some), some.context)
+        _, value, gradient = pool.model.probe(x, partial(pool._value, some), some.context)
         rows.forwards[which] += 1
         rows.backwards[which] += 1
-        return value, self._mend(some, gradient)
+        return value, pool._mend(some, gradient)
+
+    def look(self, which: Tensor, x: Tensor) -> Tensor:
+        rows, pool = self.rows, self.pool
+        some = rows if len(which) == len(rows) else rows[which]
+        point = some.threat.rounded(some.original, x)
+        logits = pool.model.look(point, some.context)
+        success = pool._keep(some, point, logits, pool._value(some, logits))
+        rows.forwards[which] += 1
+        for name in () if some is rows else ("best", "value", "prediction", "fooled", "norm"):
+            kept, here = getattr(rows, name), getattr(some, name)
+            setattr(rows, name, kept.index_copy(0, which.to(kept.device), here) if len(kept) else kept)
+        return success

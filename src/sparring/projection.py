@@ -104,3 +104,42 @@ def sparse_step(size: Tensor, room: Tensor, length: float | Tensor, served: int)
             part = part.minimum((1 - (part.cumsum(1) - part)).clamp_min(0))
             return torch.zeros_like(size).scatter(1, order, part)
         first = size.shape[1]
+
+
+def cross(norm: str, slope: Tensor, room: Tensor, gain: Tensor) -> Tensor:
+    """The change (B, D) ≥ 0 of the smallest norm, no entry beyond its room, whose sum of slope · change is `gain` (B,).
+
+    norm: "linf", "l2" or "l1". slope: (B, D) ≥ 0. Where all the room there is does not give the gain, all of it is used.
+    """
+    if norm == "l1":
+        return _cross_l1(slope, room, gain)
+    room = room.masked_fill(slope == 0, 0)
+    rate = (slope > 0).to(slope.dtype) if norm == "linf" else slope
+    # min(s·rate, room) with the smallest s that gives the gain: it grows with s, ever slower, so Newton's method comes from below
+    wanted = gain[:, None]
+    short = (slope * room).nan_to_num(torch.inf).sum(1, keepdim=True) <= wanted
+    scale, count = torch.zeros_like(wanted), None
+    while True:
+        held = scale * rate >= room
+        now = held.sum(1, keepdim=True)
+        if count is not None and bool(((now == count) | short).all()):
+            return torch.where(short, room, torch.minimum(scale * rate, room))
+        count = now
+        rest = (slope * rate).masked_fill(held, 0).sum(1, keepdim=True)
+        left = wanted - (slope * room).masked_fill(~held, 0).sum(1, keepdim=True)
+        scale = torch.maximum(scale, torch.where(rest > 0, left / rest, 0))
+
+
+def _cross_l1(slope: Tensor, room: Tensor, gain: Tensor) -> Tensor:
+    """The steepest entries first, each to the end of its room, until the gain is reached."""
+    tiny = torch.finfo(slope.dtype).tiny
+    room = torch.minimum(room, gain[:, None] / slope.clamp_min(tiny)).masked_fill(slope == 0, 0)
+    first = min(slope.shape[1], 64)
+    while True:
+        steepest, order = slope.topk(first, dim=1)
+        grown = steepest * room.gather(1, order)
+        before = grown.cumsum(1) - grown
+        if first == slope.shape[1] or bool(((before[:, -1] + grown[:, -1] >= gain) | (steepest[:, -1] == 0)).all()):
+            part = torch.minimum(grown, (gain[:, None] - before).clamp_min(0)) / steepest.clamp_min(tiny)
+            return torch.zeros_like(slope).scatter(1, order, part)
+        first = min(slope.shape[1], 4 * first)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparring.noise import Noise
-from sparring.projection import project_l0, project_l1, project_l2, sparse_step
+from sparring.projection import cross, project_l0, project_l1, project_l2, sparse_step
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
@@ -238,6 +238,23 @@ class Threat:
             served = max(1, round((1 - sparsity) * flat.shape[1]))
             return (sparse_step(flat.abs(), room, length, served) * flat.sign()).view_as(gradient)
         raise ValueError("l0 has no steepest step: use an attack made for l0")
+
+    def crossing(self, x: Tensor, gradient: Tensor, gain: Tensor) -> Tensor:
+        """The smallest change of x inside the box by which a linear function with this gradient grows by `gain`. (B, *S)
+
+        x, gradient: (B, *S) in float32 or better; gain: (B,), negative to let it fall. Linf, l2 and l1; eps plays no part.
+        Where the box lets it grow less than that, as much as it lets it. Zero where the gradient is. The projection onto
+        a hyperplane and the box of Croce and Hein (2020, FAB).
+        """
+        if self.mask is not None:
+            gradient = gradient * self.mask
+        flat = gradient.flatten(1) * gain.sign()[:, None]
+        largest = flat.abs().amax(1)  # divided by it, so that tiny gradients do not vanish in the sums
+        scale = torch.where(largest > 0, largest, 1)
+        (low, high), at = self._limits(x), x.flatten(1)
+        room = torch.where(flat > 0, high - at, at - low).clamp_min(0)
+        size = cross(self.norm, (flat / scale[:, None]).abs(), room, gain.abs() / scale)
+        return (size * flat.sign()).view_as(x)
 
     def size(self, x: Tensor, moved: Tensor) -> Tensor:
         """The norm of the change from `x` to `moved`, (B,), in float32 or better (l0: the number of entries)."""

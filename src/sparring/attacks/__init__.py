@@ -4,6 +4,7 @@ from sparring.attacks.adversarial import Adversarial
 from sparring.attacks.apgd import APGD
 from sparring.attacks.base import Attack, GradientAttack
 from sparring.attacks.diverse import DIFGSM
+from sparring.attacks.fab import FAB
 from sparring.attacks.margin import MarginAscent
 from sparring.attacks.optimizer import OptimizerAttack
 from sparring.attacks.pgd import PGD
@@ -13,6 +14,7 @@ from sparring.attacks.square import Square
 __all__ = [
     "APGD",
     "DIFGSM",
+    "FAB",
     "FGSM",
     "IFGSM",
     "MIFGSM",

@@ -213,10 +213,11 @@ def _largest(gradient: Tensor, count: Tensor) -> Tensor:
 class _Inside(Pool):
     """A loop whose iterates may leave the ball: points outside are no results."""
 
-    def _judge(self, rows: Rows, point: Tensor, logits: Tensor, value: Tensor) -> None:
+    def _keep(self, rows: Rows, point: Tensor, logits: Tensor, value: Tensor) -> Tensor:
         kept = {name: getattr(rows, name) for name in ("best", "value", "prediction", "fooled")}
-        super()._judge(rows, point, logits, value)
+        success = super()._keep(rows, point, logits, value)
         inside = rows.threat.size(rows.original, point) <= rows.threat.eps * (1 + 1e-5)
         for name, before in kept.items():
             now = getattr(rows, name)
             setattr(rows, name, torch.where(per_sample(inside, now), now, before))
+        return success & inside
