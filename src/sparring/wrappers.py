@@ -153,7 +153,7 @@ class StraightThrough(nn.Module):
                 f"straight_through: the function returned shape {tuple(value.shape)}, {what} {tuple(path.shape)}: give "
                 "as `backward` a differentiable function that returns the function's shape"
             )
-        replaced: Tensor = _Replaced.apply(path, value.to(path.device, path.dtype))
+        replaced: Tensor = _Replaced.apply(path, value.to(path.device, path.dtype))  # type: ignore[no-untyped-call]
         return replaced
 
     def extra_repr(self) -> str:

@@ -31,6 +31,7 @@ COMMANDS = {
     "verify": ("sparring.cli.verify:verify", "Re-check the claim of a result folder; fails on any lie."),
     "merge": ("sparring.cli.merge:merge", "Make one result out of the shards of an evaluation."),
     "compare": ("sparring.cli.compare:compare", "Two results, sample against sample: is the difference chance?"),
+    "transfer": ("sparring.cli.transfer:transfer", "Which examples made on one model fool another?"),
     "descent": ("sparring.cli.experiments:descent", "Watch gradient descent find the minimum of x squared + 2."),
     "optimizers": ("sparring.cli.experiments:optimizers", "SGD, RMSprop and Adam attack the same photograph."),
     "fgsm": ("sparring.cli.experiments:fgsm", "FGSM and its variants, beside the table of the paper."),

@@ -27,6 +27,7 @@ def kinds() -> dict[str, type[GradientAttack]]:
         "rfgsm": attacks.RFGSM,
         "ifgsm": attacks.IFGSM,
         "mifgsm": attacks.MIFGSM,
+        "difgsm": attacks.DIFGSM,
         "optimizer": attacks.OptimizerAttack,
     }
 

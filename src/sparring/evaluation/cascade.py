@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sparring import attacks as own
-from sparring.attacks import FGSM, IFGSM, MIFGSM, PGD, RFGSM, Attack, GradientAttack, OptimizerAttack
+from sparring.attacks import DIFGSM, FGSM, IFGSM, MIFGSM, PGD, RFGSM, Attack, GradientAttack, OptimizerAttack
+from sparring.evaluation import adaptive
 from sparring.objective import OBJECTIVES
 from sparring.threat import Threat
 
@@ -22,25 +23,20 @@ NAMED: dict[str, Callable[[Threat], Attack]] = {
     "rfgsm": RFGSM,
     "ifgsm": IFGSM,
     "mifgsm": MIFGSM,
+    "difgsm": DIFGSM,
     "pgd": PGD,
     "optimizer": OptimizerAttack,
 }
 
 
-def adaptive(threat: Threat) -> list[GradientAttack]:
-    """Cheap first, so that most samples fall early; then other objectives, because each fails on other models."""
-    return [
-        PGD(threat, steps=10, objective="margin", schedule="cosine"),
-        PGD(threat, steps=40, objective="cross-entropy"),
-        PGD(threat, steps=40, objective="dlr", schedule="cosine"),
-        PGD(threat, steps=40, objective="margin", targets="second", schedule="cosine"),
-    ]
+def is_adaptive(attacks: Attacks) -> bool:
+    return isinstance(attacks, str) and attacks.lower() == "adaptive"
 
 
 def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> list[AnyAttack]:
     """The list of attacks: our own let a sample go at its first success, and work under `threat`."""
-    if isinstance(attacks, str) and attacks.lower() == "adaptive":
-        chosen: list[Any] = list(adaptive(threat))
+    if is_adaptive(attacks):
+        chosen: list[Any] = [step.attack for step in adaptive.steps(threat)]
     else:
         chosen = list(attacks) if isinstance(attacks, (list, tuple)) else [attacks]
     if not chosen:
