@@ -154,6 +154,10 @@ class EvaluationResult:
         if not path.exists():
             if (folder / ".parts").exists():
                 raise ValueError(f"{folder} holds an unfinished evaluation: run it again with the same out to go on")
+            if (folder / "shard.json").exists():
+                raise ValueError(f"{folder} is one shard of an evaluation: merge {folder.parent} when all are done")
+            if next(folder.glob("shard-*-of-*"), None) is not None:
+                raise ValueError(f"{folder} holds shards of an evaluation: merge them first (sparring merge {folder})")
             raise FileNotFoundError(f"{folder} holds no result.json: expected the folder of an evaluation")
         try:
             document = json.loads(path.read_text("utf-8"))
