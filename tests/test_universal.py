@@ -162,7 +162,7 @@ def test_file_gives_back_the_same_bits(tmp_path: Path) -> None:
     x = inputs(40, (3, 4, 5), dtype=torch.float32)[0]
     y = model(x).argmax(1)
     mask = torch.rand(4, 5, generator=torch.Generator().manual_seed(0)) < 0.7
-    attack = sp.UniversalPerturbation(sp.L2("1/3", mask=mask), target=1, confidence=0.5, step_size=0.1)
+    attack = sp.UniversalPerturbation(sp.L2("1/3", mask=mask), target=1, softness=0.5, step_size=0.1)
     found = attack.fit(model, (x, y), steps=12, batch_size=8)
     assert found.delta is not None
     path = found.save(tmp_path / "new" / "universal.safetensors")
@@ -238,7 +238,7 @@ ATTACK = sp.UniversalPerturbation(sp.Linf(0.1))
         (lambda: sp.UniversalPerturbation(sp.Linf(torch.tensor([0.1, 0.2]))), "one perturbation for all samples"),
         (lambda: sp.UniversalPerturbation(sp.Linf(0.1), target=-1), "expected a class number"),
         (lambda: sp.UniversalPerturbation(sp.Linf(0.1), targets="random"), "one class for all samples, as in target=3"),
-        (lambda: sp.UniversalPerturbation(sp.Linf(0.1), confidence=-1.0), "0 or more"),
+        (lambda: sp.UniversalPerturbation(sp.Linf(0.1), softness=0.0), "above 0"),
         (lambda: sp.UniversalPerturbation(sp.Linf(0.1), step_size=0.0), "above 0"),
         (lambda: ATTACK(NET, X, Y), r"learned nothing yet: UniversalPerturbation\(\.\.\.\)\.fit\(model, data\)"),
         (lambda: ATTACK.save("nowhere"), "learned nothing yet"),

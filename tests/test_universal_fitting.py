@@ -80,7 +80,9 @@ class Scripted:
 
 
 def test_the_best_on_held_out_samples_comes_back() -> None:
-    model = lambda x: torch.cat([x, -x], 1)
+    def model(x: Tensor) -> Tensor:
+        return torch.cat([x, -x], 1)
+
     x, y = torch.ones(40, 1), torch.zeros(40, dtype=torch.int64)
     with borrow(model) as borrowed:
         rows = fitting.gather(borrowed, sp.Linf(1.0, bounds=None), (x, y), None, None, 0)
@@ -129,6 +131,38 @@ def test_what_there_is_to_win() -> None:
         found, margins = fitting.attackable(borrowed, rows_of(model, x, y, sp.Linf(0.1), target=1), 7)
     assert found.index.tolist() == ((seen != 1) & (y != 1)).nonzero().flatten().tolist()
     assert bool((margins < 0).all())
+
+
+def test_what_a_sample_pulls() -> None:
+    """The sigmoid's gradient, but nothing that the box or the mask would swallow; NaN pulls nowhere."""
+    model = linear((4,))
+    x = torch.tensor([[0.0, 1.0, 0.5, 0.5], [1.0, 0.0, 0.5, 0.5]], dtype=torch.float64)
+    y = torch.tensor([0, 1])
+    weight = model[1].weight.detach()
+    with torch.no_grad():
+        value = (model(x)[[0, 1], [1, 0]] - model(x)[[0, 1], [0, 1]]) / 3
+    expected = (value.sigmoid() * (1 - value.sigmoid()) / 3)[:, None] * (weight[1 - y] - weight[y])
+    swallowed = ((x == 0) & (expected < 0)) | ((x == 1) & (expected > 0))
+    assert 0 < int(swallowed.sum()) < 4
+    expected = expected.masked_fill(swallowed, 0.0)
+    expected[:, 3] = 0
+    threat = sp.Linf(0.1, mask=torch.tensor([True, True, True, False]))
+    with borrow(model) as borrowed:
+        rows = fitting.gather(borrowed, threat, (x, y), None, None, 0)
+        torch.testing.assert_close(fitting.pull(borrowed, rows, x, 3.0), expected)
+    with borrow(lambda z: model(z) * torch.tensor([1.0, torch.nan])) as borrowed:
+        assert torch.equal(fitting.pull(borrowed, rows, x, 3.0), torch.zeros_like(x))
+
+
+def test_the_scale_of_the_logits_does_not_matter() -> None:
+    model = mlp((12,))
+    x = inputs(60, (12,))[0]
+    y = model(x).argmax(1)
+    attack = sp.UniversalPerturbation(sp.Linf(0.1))
+    a, b = (attack.fit(lambda z, k=k: k * model(z), (x, y), steps=9).delta for k in (1.0, 1024.0))
+    assert a is not None
+    assert b is not None
+    torch.testing.assert_close(a, b)
 
 
 def test_data_in_any_form_gives_the_same_perturbation() -> None:

@@ -34,13 +34,13 @@ class LearnedAttack(Attack):
     Fitted or not, it is a value: `fit` and `load` return another one that holds what was learned. `sp.evaluate` runs a
     fitted one as it runs any attack.
 
-    target: the class that every sample is to become; default: any class but its own. confidence: the margin (in logits)
-    from which a fooled sample stops pulling, so that those that are left decide; default: the median clean margin of the
-    samples, which is the model's own scale. record: how it was fitted, `None` before.
+    target: the class that every sample is to become; default: any class but its own. softness: what is climbed is the
+    mean of sigmoid(margin / softness), a smooth count of the fooled samples; in logits, default half the median clean
+    margin of the samples, so that the scale of the logits doesn't matter. record: how it was fitted, `None` before.
     """
 
     target: int | None = field(default=None, kw_only=True)
-    confidence: float | None = field(default=None, kw_only=True)
+    softness: float | None = field(default=None, kw_only=True)
     record: FitRecord | None = field(default=None, kw_only=True, repr=False)
 
     access: ClassVar[str] = "decisions"  # as it is applied
@@ -52,13 +52,13 @@ class LearnedAttack(Attack):
             raise ValueError(f"{self.name}(targets={self.targets!r}): it has one class for all samples, as in target=3")
         if self.target is not None and (not isinstance(self.target, int) or self.target < 0):
             raise ValueError(f"{self.name}(target={self.target!r}): expected a class number")
-        if self.confidence is not None and not self.confidence >= 0:
-            raise ValueError(f"{self.name}(confidence={self.confidence!r}): expected a number, 0 or more")
+        if self.softness is not None and not self.softness > 0:
+            raise ValueError(f"{self.name}(softness={self.softness!r}): expected a number above 0")
         if isinstance(self.threat.eps, Tensor):
             raise ValueError(f"{self.name}: one perturbation for all samples needs one eps, not one a sample")
 
     @abstractmethod
-    def learner(self: Self, rows: Rows, confidence: float, seed: int) -> Learner[Self]:
+    def learner(self: Self, rows: Rows, softness: float, seed: int) -> Learner[Self]:
         """What fits this attack to samples like `rows`."""
 
     @abstractmethod
@@ -111,9 +111,9 @@ class LearnedAttack(Attack):
                     f"{len(rows)} of {total} samples {left}: too few to learn from and to choose by; are the labels and the "
                     "range of the inputs those that the model was trained with?"
                 )
-            confidence = float(-margins.median()) if self.confidence is None else self.confidence
+            softness = self.softness or max(float(-margins.median()) / 2, torch.finfo(torch.float32).tiny)
             train, held = divided(rows, held_out, seed)
-            learner = self.learner(train, confidence, seed)
+            learner = self.learner(train, softness, seed)
             attack, record = learn(
                 borrowed, learner, train, held, steps=steps, batch_size=batch_size, seed=seed, progress=progress
             )

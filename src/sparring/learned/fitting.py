@@ -175,15 +175,16 @@ def learn(
     return best, record
 
 
-def pull(model: Borrowed, rows: Rows, x: Tensor, confidence: float) -> Tensor:
-    """Where each sample wants to go from its example x (B, *S): the gradient of its margin, one forward and backward.
+def pull(model: Borrowed, rows: Rows, x: Tensor, softness: float) -> Tensor:
+    """Where each sample wants to go from its example x (B, *S): a gradient, for one forward and one backward.
 
-    Zero from a margin of `confidence` on (Shafahi et al. 2020 clip their loss so), and where the box would swallow it:
-    at entries at the box's end that are pushed further out. Differentiating through the clamp would lose those, too, that
-    are pulled back in, and with them the way back.
+    It is that of sigmoid(margin / softness), whose sum is a smooth count of the fooled samples: those that are fooled, or
+    far from it, leave the decision to the others (Shafahi et al. 2020 clip their loss to that end). Zero where the box
+    would swallow it: at entries at the box's end that are pushed further out. Differentiating through the clamp would
+    lose those, too, that are pulled back in, and with them the way back.
     """
     _, _, gradient = model.probe(
-        x, lambda logits: margin(logits, rows.y, rows.targets).clamp_max(confidence), rows.context
+        x, lambda logits: torch.sigmoid(margin(logits, rows.y, rows.targets) / softness), rows.context
     )
     gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
     if rows.threat.bounds is not None:

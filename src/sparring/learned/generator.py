@@ -30,7 +30,7 @@ class AdvGAN(LearnedAttack):
     Images only, of any size; fitted on one size it also takes others.
 
     threat: linf or l2. width: channels of the generator's first layer. lr: Adam's first rate; it falls as a cosine.
-    gan_weight: of the discriminator's loss, against a margin in units of `confidence`; 0 does without a discriminator.
+    gan_weight: of the discriminator's loss, against the share of the samples that are fooled; 0 does without a discriminator.
     generator: what was learned.
     """
 
@@ -52,9 +52,9 @@ class AdvGAN(LearnedAttack):
         if not self.gan_weight >= 0:
             raise ValueError(f"{self.name}(gan_weight={self.gan_weight!r}): expected a number, 0 or more")
 
-    def learner(self, rows: Rows, confidence: float, seed: int) -> _Training:
+    def learner(self, rows: Rows, softness: float, seed: int) -> _Training:
         _check_images(rows.original)
-        return _Training(self, rows, confidence, seed)
+        return _Training(self, rows, softness, seed)
 
     def apply(self, rows: Rows, noise: Noise, draw: int | Tensor = 0) -> Tensor:
         assert self.generator is not None
@@ -98,8 +98,8 @@ def _changed(generator: Generator, x: Tensor, threat: Threat) -> Tensor:
 class _Training:
     """Adam on the generator; where wanted a critic learns beside it."""
 
-    def __init__(self, attack: AdvGAN, rows: Rows, confidence: float, seed: int) -> None:
-        self.attack, self.confidence = attack, confidence
+    def __init__(self, attack: AdvGAN, rows: Rows, softness: float, seed: int) -> None:
+        self.attack, self.softness = attack, softness
         x = rows.original
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -116,8 +116,8 @@ class _Training:
         with torch.enable_grad():
             candidate = _changed(self.generator, rows.original, rows.threat)
             x = rows.threat.project(rows.original, candidate.detach())
-            force = pull(model, rows, x, self.confidence).to(candidate.dtype)
-            force = force / (len(rows) * (self.confidence or 1.0))
+            force = pull(model, rows, x, self.softness).to(candidate.dtype)
+            force = force / len(rows)
             if self.attack.gan_weight:
                 force = force + self.attack.gan_weight * self.critic(rows.original.to(force.dtype), x.to(force.dtype))
             self.adam.zero_grad()

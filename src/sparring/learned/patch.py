@@ -82,9 +82,9 @@ class AdversarialPatch(LearnedAttack):
     def footprint(self) -> Footprint:
         return Footprint(self.shape[1], self.shape[2], self.round, self.rotation, self.scale)
 
-    def learner(self, rows: Rows, confidence: float, seed: int) -> _Ascent:
+    def learner(self, rows: Rows, softness: float, seed: int) -> _Ascent:
         self._check_images(rows.original)
-        return _Ascent(self, rows, confidence, seed)
+        return _Ascent(self, rows, softness, seed)
 
     def apply(self, rows: Rows, noise: Noise, draw: int | Tensor = 0) -> Tensor:
         self._check_images(rows.original)
@@ -180,8 +180,8 @@ def _size(x: Tensor) -> tuple[int, int]:
 class _Ascent:
     """Sign steps of a patch along the gradient that comes back through its placements."""
 
-    def __init__(self, attack: AdversarialPatch, rows: Rows, confidence: float, seed: int) -> None:
-        self.attack, self.confidence, self.seed = attack, confidence, seed
+    def __init__(self, attack: AdversarialPatch, rows: Rows, softness: float, seed: int) -> None:
+        self.attack, self.softness, self.seed = attack, softness, seed
         low, high = attack.bounds
         x = rows.original
         self.pattern = x.new_full(attack.shape, (low + high) / 2, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -194,7 +194,7 @@ class _Ascent:
         with torch.enable_grad():
             pattern = self.pattern.requires_grad_(True)
             x = placing.pasted(rows.original, pattern, attack.footprint, where)
-        force = pull(model, rows, x.detach().to(rows.original.dtype), self.confidence)
+        force = pull(model, rows, x.detach().to(rows.original.dtype), self.softness)
         (gradient,) = torch.autograd.grad(x, pattern, force.to(x.dtype))
         self.velocity = 0.9 * self.velocity + gradient
         low, high = attack.bounds

@@ -22,8 +22,8 @@ class UniversalPerturbation(LearnedAttack):
     """One perturbation that fools a model on most inputs, also on those that it was not fitted to.
 
     The idea is Moosavi-Dezfooli et al.'s (2017); it is learned as in Shafahi et al. (2020): steps of a batch each along
-    the summed gradient of a loss that is clipped, sample by sample, where the sample is fooled well enough. Here that
-    is the margin. An example is the input plus `delta`, clipped to the box.
+    the summed gradient of a loss that is clipped, sample by sample, where the sample is fooled well enough; here it
+    levels off instead (see `softness`). An example is the input plus `delta`, clipped to the box.
 
     threat: linf or l2. step_size: of the first step, in input units (default eps / 4); it falls to zero as a cosine.
     delta: what was learned, (*S), in the ball.
@@ -43,8 +43,8 @@ class UniversalPerturbation(LearnedAttack):
         need_norm(self, "linf", "l2")
         need_finite(self)
 
-    def learner(self, rows: Rows, confidence: float, seed: int) -> _Ascent:
-        return _Ascent(self, rows, confidence)
+    def learner(self, rows: Rows, softness: float, seed: int) -> _Ascent:
+        return _Ascent(self, rows, softness)
 
     def apply(self, rows: Rows, noise: Noise, draw: int | Tensor = 0) -> Tensor:
         assert self.delta is not None
@@ -67,8 +67,8 @@ class UniversalPerturbation(LearnedAttack):
 class _Ascent:
     """Projected steps of a perturbation that all samples share."""
 
-    def __init__(self, attack: UniversalPerturbation, rows: Rows, confidence: float) -> None:
-        self.attack, self.confidence = attack, confidence
+    def __init__(self, attack: UniversalPerturbation, rows: Rows, softness: float) -> None:
+        self.attack, self.softness = attack, softness
         self.threat = replace(attack.threat, bounds=None).for_inputs(rows.original[:1])
         first = rows.original[:1]
         self.origin = torch.zeros_like(first, dtype=torch.promote_types(first.dtype, torch.float32))
@@ -77,7 +77,7 @@ class _Ascent:
 
     def step(self, model: Borrowed, rows: Rows, number: int, steps: int) -> None:
         x = self.snapshot().apply(rows, Noise(0, rows.index))
-        force = pull(model, rows, x, self.confidence).to(self.origin.dtype)
+        force = pull(model, rows, x, self.softness).to(self.origin.dtype)
         self.velocity = 0.9 * self.velocity + force.sum(0, keepdim=True)
         size = self.size * cosine(number, steps)
         moved = self.delta + size * self.threat.steepest(self.velocity, self.origin)
