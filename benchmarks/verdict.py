@@ -34,6 +34,7 @@ import sparring as sp
 from machine import facts
 from networks import NETWORKS, Network
 from peers import PEERS, missing
+from sparring.evaluation.cascade import resolve
 from verdict_tables import report
 
 DRAWS = 21
@@ -221,6 +222,11 @@ def absent(method: str) -> str:
     """Why a method can't run here, or an empty string."""
     if method.startswith("torchattacks") and "torchattacks" not in PEERS:
         return missing().get("torchattacks", "not installed")
+    if method == "autoattack":
+        try:
+            resolve("autoattack", sp.Linf(0.1), None)
+        except ValueError as error:
+            return str(error)
     return ""
 
 
