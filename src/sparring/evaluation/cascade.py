@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from sparring import attacks as own
-from sparring.attacks import DIFGSM, FGSM, IFGSM, MIFGSM, PGD, RFGSM, Attack, GradientAttack, OptimizerAttack
-from sparring.evaluation import adaptive
+from sparring.attacks import (
+    APGD, DIFGSM, FAB, FGSM, IFGSM, MIFGSM, PGD, RFGSM, Attack, OptimizerAttack, Square,
+)  # fmt: skip
+from sparring.evaluation import adaptive, autoattack
 from sparring.objective import OBJECTIVES
 from sparring.threat import Threat
 
@@ -25,7 +27,15 @@ NAMED: dict[str, Callable[[Threat], Attack]] = {
     "mifgsm": MIFGSM,
     "difgsm": DIFGSM,
     "pgd": PGD,
+    "apgd": APGD,
+    "fab": FAB,
+    "square": Square,
     "optimizer": OptimizerAttack,
+}
+
+ENSEMBLES: dict[str, Callable[[Threat], list[Attack]]] = {
+    "autoattack": autoattack.standard,
+    "autoattack-rand": autoattack.randomised,
 }
 
 
@@ -37,6 +47,8 @@ def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> l
     """The list of attacks: our own let a sample go at its first success, and work under `threat`."""
     if is_adaptive(attacks):
         chosen: list[Any] = [step.attack for step in adaptive.steps(threat)]
+    elif isinstance(attacks, str) and attacks.lower() in ENSEMBLES:
+        chosen = list(ENSEMBLES[attacks.lower()](threat))
     else:
         chosen = list(attacks) if isinstance(attacks, (list, tuple)) else [attacks]
     if not chosen:
@@ -45,10 +57,11 @@ def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> l
     for attack in chosen:
         if isinstance(attack, str):
             name = attack.lower().replace("-", "").replace("_", "")
-            if name == "adaptive":
-                raise ValueError("'adaptive' is a whole list of attacks: give it alone")
+            if attack.lower() in ("adaptive", *ENSEMBLES):
+                raise ValueError(f"{attack.lower()!r} is a whole list of attacks: give it alone")
             if name not in NAMED:
-                raise ValueError(f"attack {attack!r}: expected 'adaptive', one of {', '.join(NAMED)}, or an attack")
+                whole = ", ".join(map(repr, ("adaptive", *ENSEMBLES)))
+                raise ValueError(f"attack {attack!r}: expected {whole}, one of {', '.join(NAMED)}, or an attack")
             attack = NAMED[name](threat)
         elif isinstance(attack, type):
             attack = attack(threat)
