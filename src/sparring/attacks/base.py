@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparring.ascent import Pool, Probe, Trace
 from sparring.attacks.adversarial import Adversarial
-from sparring.attacks.inputs import Targets, prepare
+from sparring.attacks.inputs import Targets, check_start, prepare
 from sparring.borrow import Borrowed, borrow
 from sparring.noise import Noise
 from sparring.objective import Objective, kl, margin, resolve
@@ -37,6 +37,7 @@ class Attack:
     autocast: torch.dtype | None = field(default=None, kw_only=True)
     trace: bool = field(default=False, kw_only=True)
 
+    takes_start: ClassVar[bool] = False  # whether it can begin at points that are given
     access: ClassVar[str] = "gradients"  # what it asks of the model: "gradients", "scores" or "decisions"
     steps = 1  # a subclass has these as fields where a user may choose them
     restarts = 1
@@ -95,13 +96,14 @@ class Attack:
         y: Any,
         targets: Targets = None,
         *,
+        start: Tensor | None = None,
         indices: Tensor | None = None,
         seed: int = 0,
     ) -> Adversarial:
         """Attack the samples x (B, *S) with labels y (B,).
 
-        targets: (B,) classes to reach, or a name (see the class). indices: (B,) sample numbers that random draws are
-        keyed by (default 0 … B − 1). Every sample is attacked, also those the model gets wrong to begin with.
+        targets: (B,) classes to reach, or a name (see the class). start: (B, *S) where to begin, for the attacks that say
+        so. indices: (B,) sample numbers that random draws are keyed by (default 0 … B − 1). Every sample is attacked, also those the model gets wrong to begin with.
 
         Raises TypeError or ValueError, in one line, for inputs, labels or a model that can't be attacked.
         """
@@ -116,6 +118,8 @@ class Attack:
                 seed=seed,
                 needs_reference=self.needs_reference,
             )
+            if start is not None:
+                rows.start = check_start(start, rows.original, self.name, self.takes_start)
             trace = Trace.empty(self.rounds * (self.steps + 1), len(rows)) if self.trace else None
             if not len(rows):
                 return _collect(rows, [], borrowed, trace)

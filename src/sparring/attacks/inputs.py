@@ -129,6 +129,16 @@ def check_inputs(x: Tensor, threat: Threat) -> None:
         )
 
 
+def check_start(start: Tensor, x: Tensor, name: str, takes: bool) -> Tensor:
+    """(B, *S) points to begin at, in x's dtype and on its device."""
+    if not takes:
+        raise ValueError(f"{name} takes no start: it begins where its own settings say")
+    if not isinstance(start, Tensor) or start.shape != x.shape:
+        given = f"shape {tuple(start.shape)}" if isinstance(start, Tensor) else type(start).__name__
+        raise ValueError(f"start of {given}: expected a point for each sample, {tuple(x.shape)} like x")
+    return start.detach().to(x.device, x.dtype)
+
+
 def check_labels(labels: Any, x: Tensor, what: str = "y") -> Tensor:
     """(B,) int64 on x's device."""
     try:
