@@ -11,8 +11,18 @@ from torch import Tensor
 
 from sparring import attacks as own
 from sparring.attacks import (
-    APGD, DIFGSM, FAB, FGSM, IFGSM, MIFGSM, PGD, RFGSM, Attack, OptimizerAttack, Square,
-)  # fmt: skip
+    APGD,
+    DIFGSM,
+    FAB,
+    FGSM,
+    IFGSM,
+    MIFGSM,
+    PGD,
+    RFGSM,
+    Attack,
+    OptimizerAttack,
+    Square,
+)
 from sparring.evaluation import adaptive, autoattack
 from sparring.objective import OBJECTIVES
 from sparring.threat import Threat
