@@ -34,6 +34,7 @@ COMMANDS = {
     "transfer": ("sparring.cli.transfer:transfer", "Which examples made on one model fool another?"),
     "descent": ("sparring.cli.experiments:descent", "Watch gradient descent find the minimum of x squared + 2."),
     "optimizers": ("sparring.cli.experiments:optimizers", "SGD, RMSprop and Adam attack the same photograph."),
+    "rotation": ("sparring.cli.experiments:rotation", "A photograph that is another class at any angle."),
     "fgsm": ("sparring.cli.experiments:fgsm", "FGSM and its variants, beside the table of the paper."),
     "linear": ("sparring.cli.experiments:linear", "The linear explanation of adversarial examples, measured."),
 }

@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -94,23 +94,14 @@ _OPTIMIZERS = OptimizersSettings()
 
 def optimizers(settings: OptimizersSettings = _OPTIMIZERS) -> Outcome:
     """SGD, RMSprop and Adam attack the same photograph, in pixel and in normalised space."""
-    import torch
-
-    from sparring.cli.attack import class_names, probabilities, target
     from sparring.experiments import optimizers as experiment
 
-    device = models.pick_device(settings.device)
-    model = models.load(settings, device)
-    count = probabilities(model, torch.zeros(1, 3, settings.size, settings.size, device=device)).shape[1]
-    names = class_names(count)
-    goal = target(settings.target, names, 1)
-    if not isinstance(goal, torch.Tensor):
-        raise ValueError(f"--target {settings.target}: expected one class, by its number or its name")
+    device, model, names, goal = _target_of(settings)
     rates = None if settings.rates is None else [as_float(rate) for rate in settings.rates]
     with stage("optimizers") as progress:
         result = experiment.run(
             settings.image,
-            int(goal[0]),
+            goal,
             settings.steps,
             as_float(settings.lr),
             settings.optimizers,
@@ -125,6 +116,56 @@ def optimizers(settings: OptimizersSettings = _OPTIMIZERS) -> Outcome:
         )
     say(f"{result.label} to {result.target}, {settings.steps} steps", style="bold")
     return _told("optimizers", result, settings.out)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RotationSettings(SeedSettings, ModelSettings, Photograph):
+    """Settings of ``sparring rotation``."""
+
+    model: Annotated[str, MODEL] = "efficientnet-lite0"
+    """package.module:factory, file.py:factory, timm:NAME, torchvision:NAME, or the name of a zoo network."""
+    size: Annotated[int, DATA] = 224
+    """The photograph is scaled and cropped to this many pixels square."""
+    target: str = "924"
+    """Class to reach, by its number or its name; 924 is guacamole."""
+    eps: Annotated[Number, THREAT] = "8/255"
+    """Largest change of a pixel, Linf, for images in [0, 1]."""
+    angle: Number = "22.5"
+    """The example is made for turns of up to this many degrees to both sides."""
+    samples: int = 10
+    """Random turns at each step."""
+    steps: int = 50
+    """Steps of both attacks."""
+    out: Annotated[Path, RUN] = Path("sparring-rotation")
+    """Folder for the figure and the numbers."""
+
+
+_ROTATION = RotationSettings()
+
+
+def rotation(settings: RotationSettings = _ROTATION) -> Outcome:
+    """A photograph that is another class at any angle: expectation over transformation, beside a plain example."""
+    from sparring.experiments import rotation as experiment
+
+    device, network, names, goal = _target_of(settings)
+    with stage("rotation") as progress:
+        result = experiment.run(
+            settings.image,
+            goal,
+            settings.eps,
+            as_float(settings.angle),
+            settings.samples,
+            settings.steps,
+            network,
+            class_names=names,
+            size=settings.size,
+            device=device,
+            out=settings.out,
+            seed=settings.seed,
+            progress=progress,
+        )
+    return _told("rotation", result, settings.out)
 
 
 @Parameter(name="*")
@@ -211,6 +252,21 @@ def linear(settings: LinearSettings = _LINEAR) -> Outcome:
         )
     table(result.growth_rows, "Growth of the score along the sign direction")
     return _told("linear", result, settings.out)
+
+
+def _target_of(settings: OptimizersSettings | RotationSettings) -> tuple[Any, Any, list[str] | None, int]:
+    """The device, the model, the names of its classes and the number of the one to reach."""
+    import torch
+
+    from sparring.cli.attack import class_names, probabilities, target
+
+    device = models.pick_device(settings.device)
+    model = models.load(settings, device)
+    names = class_names(probabilities(model, torch.zeros(1, 3, settings.size, settings.size, device=device)).shape[1])
+    goal = target(settings.target, names, 1)
+    if not isinstance(goal, torch.Tensor):
+        raise ValueError(f"--target {settings.target}: expected one class, by its number or its name")
+    return device, model, names, int(goal[0])
 
 
 def _told(name: str, result: "Result", out: Path) -> Outcome:

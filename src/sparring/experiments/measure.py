@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from sparring.borrow import borrow
 from sparring.evaluation.statistics import Proportion
+from sparring.wrappers import Model
 
 BATCH = 250
 
 
-def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+def logits_of(model: Model, x: Tensor) -> Tensor:
     """(N, C), without a graph, in eval mode."""
     with borrow(model) as borrowed:
         return torch.cat([borrowed.look(part) for part in torch.split(x, BATCH)])
