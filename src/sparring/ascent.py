@@ -146,6 +146,7 @@ class Pool:
         if self.recipe.keep == "nearest":
             rows.norm = torch.full_like(rows.value, torch.inf)
         rows.prediction, rows.fooled = rows.y.new_full((len(rows),), -1), torch.zeros_like(rows.y, dtype=torch.bool)
+        rows.fools = rows.fooled
         self._enter(self._begin(rows))
         self._joined = True
 
@@ -247,7 +248,7 @@ class Pool:
         """Write down what was seen, and keep the better of this point and the best so far."""
         if self.trace is not None:
             self.trace.record(rows.restart * (self.recipe.steps + 1) + rows.step, rows.ticket, value, logits)
-        self._keep(rows, point, logits, value)
+        rows.fools = self._keep(rows, point, logits, value)
 
     def _keep(self, rows: Rows, point: Tensor, logits: Tensor, value: Tensor) -> Tensor:
         """Keep it where it is better; (N,) bool, whether it fools."""

@@ -103,6 +103,7 @@ class Borrowed:
 
         The gradient is that of the sum over the batch, with respect to the input only: each sample gets its own.
         view: what the model sees of x, differentiable; None: x itself.
+        An objective of shape (B, k) gives k gradients (B, k, *S) from one forward, and k backwards count.
         """
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
@@ -113,10 +114,16 @@ class Borrowed:
                     "the model's logits carry no gradient to its input (computed under no_grad, detached, or through "
                     "numpy): return them as torch computed them"
                 )
-            (gradient,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
-        if gradient is None:
+            columns = value.unbind(1) if value.ndim == 2 else (value,)
+            gradients: list[Tensor | None] = [
+                torch.autograd.grad(column.sum(), x, allow_unused=True, retain_graph=i + 1 < len(columns))[0]
+                for i, column in enumerate(columns)
+            ]
+        found = [gradient for gradient in gradients if gradient is not None]
+        if len(found) < len(gradients):
             raise ValueError("the model's logits do not depend on the attacked input: is another input meant?")
-        self.backwards += self.cost * len(x)
+        gradient = torch.stack(found, 1) if value.ndim == 2 else found[0]
+        self.backwards += self.cost * len(x) * len(columns)
         self._release()
         return logits.detach(), value.detach(), gradient
 

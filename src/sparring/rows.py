@@ -17,7 +17,10 @@ class Rows:
 
     ticket: place in the caller's order. index: what the sample's noise is keyed by.
     start: (N, *S) where an attack that takes one begins, as the best iterate of the attack before; empty where none is given.
+    closeness: (N,) how much of the clean margin the attacks before have left, 1 for all of it and 0 for none; empty where
+    nobody keeps account.
     x: the iterate, in float32 or better; best, like original, has the inputs' dtype. current: the objective at `x`.
+    fools: whether `x` does.
     value, prediction, fooled: those of the best iterate so far, `best`. memory: what a recipe keeps between steps.
     norm: in a search for the nearest (empty elsewhere), the smallest norm that fooled, inf where none did; `best` has it
     also where it is beyond eps, and `fooled` says whether it is within.
@@ -33,9 +36,11 @@ class Rows:
     context: dict[str, Tensor] = field(default_factory=dict)
     reference: Tensor | None = None
     start: Tensor = field(default_factory=lambda: torch.empty(0))
+    closeness: Tensor = field(default_factory=lambda: torch.empty(0))
 
     x: Tensor = field(default_factory=lambda: torch.empty(0))
     current: Tensor = field(default_factory=lambda: torch.empty(0))
+    fools: Tensor = field(default_factory=lambda: torch.empty(0))
     best: Tensor = field(default_factory=lambda: torch.empty(0))
     value: Tensor = field(default_factory=lambda: torch.empty(0))
     prediction: Tensor = field(default_factory=lambda: torch.empty(0))

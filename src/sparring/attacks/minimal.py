@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from sparring.ascent import Pool, Probe
@@ -12,6 +14,8 @@ from sparring.attacks.base import Attack
 from sparring.borrow import Borrowed
 from sparring.noise import Noise
 from sparring.rows import Rows
+
+DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 
 
 @dataclass(frozen=True)
@@ -44,3 +48,25 @@ class MinimalAttack(Attack):
 
     def pool(self, model: Borrowed, **settings: Any) -> Pool:
         return Pool(model, self, self.climbs(), **settings)
+
+
+def slope(rows: Rows, gradient: Tensor) -> Tensor:
+    """(N,) how fast the objective can grow along the norm of the threat: the gradient's dual norm, never 0."""
+    length: Tensor = torch.linalg.vector_norm(gradient.flatten(1), DUAL[rows.threat.norm], dim=1)
+    return length.clamp_min(torch.finfo(length.dtype).tiny)
+
+
+def unit(direction: Tensor, order: float) -> Tensor:
+    """(N, *S) scaled to length 1 in the norm of this order, 0 where it is 0."""
+    flat = direction.flatten(1)
+    largest = flat.abs().amax(1, keepdim=True)  # first, so that squares neither vanish nor overflow
+    flat = flat / torch.where(largest > 0, largest, 1)
+    length = torch.linalg.vector_norm(flat, order, dim=1, keepdim=True)
+    return (flat / torch.where(length > 0, length, 1)).view_as(direction)
+
+
+def annealed(rows: Rows, steps: int, first: float, last: float) -> Tensor:
+    """(N,) a number that falls from `first` to `last` over the steps, by a cosine."""
+    share = (1 + torch.cos(rows.step.double() * (math.pi / steps))) / 2
+    # rounded, so that it is the same in any batch
+    return (last + (first - last) * share).float().to(rows.value.device, rows.value.dtype)
