@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
@@ -18,9 +17,11 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from sparring.evaluation import shards
+from sparring.evaluation.document import describe_model
 from sparring.evaluation.merge import merge
 from sparring.evaluation.placing import own_device
 from sparring.evaluation.progress import Bar, Progress, Shared
@@ -80,15 +81,14 @@ def _join() -> None:
     here, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     if world % here:
         raise ValueError(f"torchrun started {here} of {world} processes here: expected as many on every node")
-    talk = DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)
-    fabric = Fabric(accelerator="cpu", devices=here, num_nodes=world // here, strategy=talk)
-    chatter, logging.root.manager.disable = logging.root.manager.disable, logging.INFO
-    try:
-        fabric.launch()
-    finally:
-        logging.root.manager.disable = chatter
-    if fabric.world_size != world or distributed.get_world_size() != world:
-        raise RuntimeError(f"joined {fabric.world_size} processes of the {world} that torchrun started")
+    # torchrun keeps its store when it starts processes again, and there the addresses of those that died still stand
+    store, rank, _ = next(rendezvous("env://"))
+    store = distributed.PrefixStore(f"sparring-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)  # type: ignore[attr-defined]
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE)
+    fabric = Fabric(accelerator="cpu", devices=here, num_nodes=world // here, strategy=DDPStrategy())
+    fabric.launch()
+    if fabric.world_size != world or fabric.global_rank != rank:
+        raise RuntimeError(f"joined as process {fabric.global_rank} of {fabric.world_size}, expected {rank} of {world}")
 
 
 def together(
@@ -105,7 +105,7 @@ def together(
     with ExitStack() as stack:
         team = stack.enter_context(joined())
         bare = stack.enter_context(_bare(model, team))
-        _check_same_data(team, data, settings["seed"], settings["indices"])
+        _check_same(team, bare, data, settings["seed"], settings["indices"])
         folder = _shared_folder(team, out)
         working = [shards.working(folder, (rank, team.size)) for rank in range(team.size)]
         show = stack.enter_context(Bar()) if progress is True and team.rank == 0 else progress
@@ -181,8 +181,12 @@ def _device(model: Model, device: torch.device | str | None) -> torch.device | N
     return None
 
 
-def _check_same_data(team: Team, data: Any, seed: int, indices: torch.Tensor | None) -> None:
-    """ValueError where the processes were given different data: the shares are dealt here."""
+def _check_same(team: Team, model: Model, data: Any, seed: int, indices: torch.Tensor | None) -> None:
+    """ValueError, in all processes, where they were given different models, or different data: the shares are dealt here."""
+    weights = describe_model(model, None)["sha256"]
+    for rank, theirs in enumerate(team.gather(weights)):
+        if theirs != weights:
+            raise ValueError(f"the models of processes {team.rank} and {rank} have different weights: expected copies")
     source = Source(data, 1, None, seed, indices)
     first = None
     if source.available is not None:
