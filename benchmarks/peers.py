@@ -123,7 +123,7 @@ def cleverhans_peers() -> dict[str, Peer]:
 
 
 @contextmanager
-def _unused_modules(*names: str) -> Iterator[None]:
+def unused_modules(*names: str) -> Iterator[None]:
     """Empty modules in the place of those that do not import here, while the block runs.
 
     adv-lib imports torchvision (for a perceptual distance) and visdom (for plots) with its attacks; PGD needs neither.
@@ -145,7 +145,7 @@ def _unused_modules(*names: str) -> Iterator[None]:
 
 
 def adv_lib_peers() -> dict[str, Peer]:
-    with _unused_modules("torchvision", "visdom"):
+    with unused_modules("torchvision", "visdom"):
         pgd = importlib.import_module("adv_lib.attacks").pgd_linf
 
     def peer(net: nn.Module, x: Tensor, y: Tensor, b: Budget) -> Tensor:

@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparring.ascent import Trace as Trace
     from sparring.attacks import APGD as APGD
+    from sparring.attacks import DDN as DDN
     from sparring.attacks import DIFGSM as DIFGSM
     from sparring.attacks import FAB as FAB
     from sparring.attacks import FGSM as FGSM
+    from sparring.attacks import FMN as FMN
     from sparring.attacks import IFGSM as IFGSM
     from sparring.attacks import MIFGSM as MIFGSM
     from sparring.attacks import PGD as PGD
     from sparring.attacks import RFGSM as RFGSM
     from sparring.attacks import Adversarial as Adversarial
+    from sparring.attacks import CarliniWagner as CarliniWagner
+    from sparring.attacks import DeepFool as DeepFool
     from sparring.attacks import MarginAscent as MarginAscent
     from sparring.attacks import OptimizerAttack as OptimizerAttack
     from sparring.attacks import Square as Square
@@ -51,6 +55,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "sparring.ascent": ["Trace"],
     "sparring.attacks": [
+        "FMN",
+        "DeepFool",
+        "DDN",
+        "CarliniWagner",
         "FAB",
         "APGD",
         "DIFGSM",

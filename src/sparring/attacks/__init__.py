@@ -3,8 +3,12 @@
 from sparring.attacks.adversarial import Adversarial
 from sparring.attacks.apgd import APGD
 from sparring.attacks.base import Attack, GradientAttack
+from sparring.attacks.carlini_wagner import CarliniWagner
+from sparring.attacks.ddn import DDN
+from sparring.attacks.deepfool import DeepFool
 from sparring.attacks.diverse import DIFGSM
 from sparring.attacks.fab import FAB
+from sparring.attacks.fmn import FMN
 from sparring.attacks.margin import MarginAscent
 from sparring.attacks.optimizer import OptimizerAttack
 from sparring.attacks.pgd import PGD
@@ -13,15 +17,19 @@ from sparring.attacks.square import Square
 
 __all__ = [
     "APGD",
+    "DDN",
     "DIFGSM",
     "FAB",
     "FGSM",
+    "FMN",
     "IFGSM",
     "MIFGSM",
     "PGD",
     "RFGSM",
     "Adversarial",
     "Attack",
+    "CarliniWagner",
+    "DeepFool",
     "GradientAttack",
     "MarginAscent",
     "OptimizerAttack",

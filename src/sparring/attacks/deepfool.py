@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from sparring.ascent import Pool, Probe
-from sparring.attacks.minimal import DUAL, MinimalAttack, slope
+from sparring.attacks.minimal import DUAL, MinimalAttack
 from sparring.attacks.sign import need_norm
 from sparring.borrow import Borrowed
 from sparring.rows import Rows
-from sparring.threat import per_sample
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class DeepFool(MinimalAttack):
     """DeepFool, l2 and linf, untargeted. Moosavi-Dezfooli, Fawzi and Frossard (2016).
 
     At each step the logits are taken for linear: of the likeliest other classes it goes for the one whose boundary is nearest
-    then, and steps just across, along the entries that are not at the end of the box. A sample leaves once it is fooled.
+    then, and steps just across, by the smallest change that the box allows. A sample leaves once it is fooled.
 
     steps: at most. rivals: how many other classes are looked at; a step costs 1 forward and as many backwards.
     overshoot: how far beyond the boundary a step goes, as a part of its length.
@@ -42,11 +41,9 @@ class DeepFool(MinimalAttack):
             raise ValueError(f"DeepFool(overshoot={self.overshoot!r}): expected a number that is not negative")
 
     def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
-        threat = rows.threat
-        far = -rows.current.to(gradient.dtype) / slope(rows, gradient)
-        step = per_sample((1 + self.overshoot) * far, gradient) * threat.steepest(gradient, rows.x)
-        moved = rows.x + step
-        return moved if threat.bounds is None else moved.clamp(*threat.bounds)
+        across = rows.threat.crossing(rows.x, gradient, -rows.current.to(gradient.dtype))
+        moved = rows.x + (1 + self.overshoot) * across
+        return moved if rows.threat.bounds is None else moved.clamp(*rows.threat.bounds)
 
     def settled(self, rows: Rows) -> Tensor:
         return rows.norm.isfinite()
@@ -77,10 +74,6 @@ class _NearestRival(Pool):
         rows.forwards, rows.backwards = rows.forwards + 1, rows.backwards + values.shape[1]
         if rows.threat.mask is not None:
             gradients = gradients * rows.threat.mask.expand_as(rows.original)[:, None]
-        if rows.threat.bounds is not None:  # entries at the end of the box can't go on
-            low, high = rows.threat.bounds
-            out = ((point >= high)[:, None] & (gradients > 0)) | ((point <= low)[:, None] & (gradients < 0))
-            gradients = gradients.masked_fill(out, 0)
         steep = torch.linalg.vector_norm(gradients.flatten(2), DUAL[rows.threat.norm], dim=2)
         far = torch.where(steep > 0, values.abs() / steep, torch.inf).nan_to_num(torch.inf)
         nearest, here = far.argmin(1), torch.arange(len(rows), device=point.device)

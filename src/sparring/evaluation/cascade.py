@@ -12,14 +12,18 @@ from torch import Tensor
 from sparring import attacks as own
 from sparring.attacks import (
     APGD,
+    DDN,
     DIFGSM,
     FAB,
     FGSM,
+    FMN,
     IFGSM,
     MIFGSM,
     PGD,
     RFGSM,
     Attack,
+    CarliniWagner,
+    DeepFool,
     OptimizerAttack,
     Square,
 )
@@ -39,6 +43,10 @@ NAMED: dict[str, Callable[[Threat], Attack]] = {
     "pgd": PGD,
     "apgd": APGD,
     "fab": FAB,
+    "fmn": FMN,
+    "ddn": DDN,
+    "deepfool": DeepFool,
+    "carliniwagner": CarliniWagner,
     "square": Square,
     "optimizer": OptimizerAttack,
 }

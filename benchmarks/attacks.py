@@ -1,0 +1,117 @@
+"""Every attack beside the same attack of adv-lib, foolbox, torchattacks and ART, at equal budget, on the published networks.
+
+    python benchmarks/attacks.py [--parts minimal gradient …] [--only TEXT] [--samples 100] [--json FILE] [--markdown FILE]
+
+Each part is a module `attacks_<part>.py` beside this one. With `--json` every row is kept as soon as it is measured, and a
+run that is started again with the same file goes on where it was. The target: no peer is better by more than 2% (of a
+robust accuracy: or by more than one sample).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from attack_rows import Row
+from machine import facts, table
+
+PARTS = ("minimal", "gradient", "queries", "transfer")
+
+
+def keep(path: Path | None, document: dict[str, Any]) -> None:
+    if path is not None:
+        partial = path.with_name(path.name + ".part")
+        partial.write_text(json.dumps(document, indent=1))
+        partial.replace(path)
+
+
+def shown(row: Row) -> tuple[str, ...]:
+    percent = row.measure == "robust accuracy"
+
+    def value(number: float) -> str:
+        return f"{100 * number:.1f}%" if percent else f"{number:.4g}"
+
+    best = row.best_peer
+    verdict = {True: "yes", False: "MISSED", None: ""}[row.within]
+    peers = ", ".join(f"{name} {value(number)}" for name, number in sorted(row.peers.items()))
+    passes = f"{row.passes['sparring']:.0f}" if "sparring" in row.passes else ""
+    over = "" if row.excess is None else f"{100 * row.excess:+.1f}%" if math.isfinite(row.excess) else "worse"
+    theirs = f"{row.passes[best]:.0f}" if best is not None and best in row.passes else ""
+    return (row.attack, row.norm, row.network, row.measure, value(row.ours), peers, over, verdict, passes, theirs)
+
+
+HEAD = (
+    "attack",
+    "norm",
+    "network",
+    "measure",
+    "sparring",
+    "peers",
+    "ours - best",
+    "within 2%",
+    "passes",
+    "best peer's",
+)
+
+
+def write(rows: list[Row], machine: dict[str, Any], file: TextIO | None = None) -> None:
+    print("\n".join(f"{name}: {value}" for name, value in machine.items()), file=file)
+    samples = sorted({(row.samples, row.seed) for row in rows})
+    said = ", ".join(f"{n} with seed {seed}" for n, seed in samples)
+    table(
+        f"Attacks beside the peers' (samples: {said}; passes: forwards + backwards a sample)",
+        HEAD,
+        [*map(shown, rows)],
+        file,
+    )
+    judged = [row for row in rows if row.within is not None]
+    good = sum(bool(row.within) for row in judged)
+    print(f"\n{good} of {len(judged)} rows within 2% of the best peer", file=file)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", metavar="TEXT", default="", help="contests whose key holds this text")
+    parser.add_argument("--samples", type=int, default=100, metavar="N", help="test images (default 100)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep every row there, and go on from it")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    machine = facts(arguments.seed)
+    measured: dict[str, Any] = {}
+    if arguments.json is not None and arguments.json.exists():
+        measured = json.loads(arguments.json.read_text())["rows"]
+    rows: list[Row] = []
+    for part in arguments.parts:
+        for contest in importlib.import_module(f"attacks_{part}").contests(arguments.samples, arguments.seed):
+            if arguments.only not in contest.key:
+                continue
+            if contest.key not in measured:
+                row = contest.run()
+                measured[contest.key] = row.to_json()
+                keep(arguments.json, {"machine": machine, "rows": measured})
+                print(" | ".join(shown(row)), flush=True)
+            rows.append(Row(**measured[contest.key]))
+    write(rows, machine)
+    if arguments.markdown is not None:
+        partial = arguments.markdown.with_name(arguments.markdown.name + ".part")
+        with open(partial, "w") as file:
+            write(rows, machine, file)
+        partial.replace(arguments.markdown)
+    return int(any(row.within is False for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
