@@ -34,7 +34,6 @@ import sparring as sp
 from machine import facts
 from networks import NETWORKS, Network
 from peers import PEERS, missing
-from sparring.evaluation.cascade import resolve
 from verdict_tables import report
 
 DRAWS = 21
@@ -76,7 +75,8 @@ def evaluated(attacks: str) -> Method:
     """`sparring.evaluate` with its defaults."""
 
     def method(net: nn.Module, x: Tensor, y: Tensor, network: Network, seed: int) -> Answer:
-        result = sp.evaluate(net, (x, y), sp.Linf(network.eps), attacks=attacks, seed=seed)
+        chosen = "autoattack-rand" if attacks == "autoattack" and network.random else attacks
+        result = sp.evaluate(net, (x, y), sp.Linf(network.eps), attacks=chosen, seed=seed)
         adversarial = x.clone()
         for index, _, example in result.examples:
             adversarial[index] = torch.as_tensor(example).to(x)
@@ -222,11 +222,6 @@ def absent(method: str) -> str:
     """Why a method can't run here, or an empty string."""
     if method.startswith("torchattacks") and "torchattacks" not in PEERS:
         return missing().get("torchattacks", "not installed")
-    if method == "autoattack":
-        try:
-            resolve("autoattack", sp.Linf(0.1), None)
-        except ValueError as error:
-            return str(error)
     return ""
 
 
