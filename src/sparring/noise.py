@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -57,6 +58,12 @@ class Noise:
     def __init__(self, seed: int, indices: Tensor) -> None:
         self.indices = indices.to("cpu", torch.int64)
         self._key = _mix(self.indices * _GAMMA + _mix(torch.tensor(seed, dtype=torch.int64)))
+
+    def __getitem__(self, rows: Tensor) -> Noise:
+        """The noise of these samples: rows, (M,) int64 on the CPU, may name a sample more than once."""
+        chosen = copy(self)
+        chosen.indices, chosen._key = self.indices[rows], self._key[rows]
+        return chosen
 
     def bits(self, shape: Sequence[int], *draw: str | int | Tensor) -> Tensor:
         """(N, *shape) int64, all 64 bits random, on the CPU."""

@@ -15,6 +15,8 @@ from sparring.noise import Noise
 from sparring.objective import Objective, check_label_range, fooled, predict
 from sparring.rows import Rows
 
+TOGETHER = 64  # questions in a batch where nobody says how many fit and the samples are fewer
+
 
 @dataclass
 class Questions:
@@ -117,7 +119,10 @@ class QueryPool:
         if rows is None or not len(rows):
             return None
         asked = self.search.ask(
-            rows, Noise(self.seed, rows.index), self.search.queries - rows.step, self.capacity or len(rows)
+            rows,
+            Noise(self.seed, rows.index),
+            self.search.queries - rows.step,
+            self.capacity or max(len(rows), TOGETHER),
         )
         answers = self._answers(rows, asked)
         count = torch.bincount(asked.owner, minlength=len(rows))

@@ -103,7 +103,8 @@ class Attack:
         """Attack the samples x (B, *S) with labels y (B,).
 
         targets: (B,) classes to reach, or a name (see the class). start: (B, *S) where to begin, for the attacks that say
-        so. indices: (B,) sample numbers that random draws are keyed by (default 0 … B − 1). Every sample is attacked, also those the model gets wrong to begin with.
+        so. indices: (B,) sample numbers that random draws are keyed by (default 0 … B − 1). Every sample is attacked, also
+        those the model gets wrong to begin with.
 
         Raises TypeError or ValueError, in one line, for inputs, labels or a model that can't be attacked.
         """
