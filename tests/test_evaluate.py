@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import sparring as sp
 from networks import convolutional, inputs, linear, mlp
 from sparring.ascent import Pool
-from sparring.evaluation import Progress, adaptive, estimate
+from sparring.evaluation import Progress, estimate
 from sparring.evaluation.nearest import STEPS
 from sparring.evaluation.stages import OwnStage
 from sparring.evaluation.stream import Stream
@@ -88,6 +88,16 @@ def test_verdicts_and_passes_are_those_of_each_attack_run_by_hand(threat: sp.Thr
     assert result.robust_accuracy.count == int(worst.sum())
 
 
+def pgds(threat: sp.Threat) -> list[sp.PGD]:
+    """A cascade whose passes can be counted beforehand."""
+    return [
+        sp.PGD(threat, steps=10, objective="margin", schedule="cosine"),
+        sp.PGD(threat, steps=40),
+        sp.PGD(threat, steps=40, objective="dlr", schedule="cosine"),
+        sp.PGD(threat, steps=40, objective="margin", targets="second", schedule="cosine"),
+    ]
+
+
 def comparable(result: sp.EvaluationResult) -> list[tuple[Any, ...]]:
     names = ("index", "correct", "robust", "attack", "forwards", "backwards", "distance", "norm", "prediction")
     return [tuple(round(v, 12) if isinstance(v := row[n], float) else v for n in names) for row in result.samples()]
@@ -96,7 +106,7 @@ def comparable(result: sp.EvaluationResult) -> list[tuple[Any, ...]]:
 def test_float64_results_are_the_same_at_any_batch_size_and_in_any_order() -> None:
     model, threat = mlp(SHAPE), sp.Linf(EPS)
     x, y = labelled(model, 80)
-    attacks = [sp.FGSM(threat), *(replace(attack, steps=5) for attack in adaptive(threat))]
+    attacks = [sp.FGSM(threat), *(replace(attack, steps=5) for attack in pgds(threat))]
     attacks = attacks[:2] + attacks[3:]
     whole = sp.evaluate(model, (x, y), threat, attacks=attacks, batch_size=500)
     expected = comparable(whole)
@@ -117,7 +127,7 @@ def test_float64_results_are_the_same_at_any_batch_size_and_in_any_order() -> No
 def test_float32_verdicts_differ_in_at_most_one_of_a_thousand() -> None:
     model, threat = mlp(SHAPE, dtype=torch.float32), sp.Linf(EPS)
     data = labelled(model, 1000, torch.float32)
-    attacks = [replace(attack, steps=3) for attack in adaptive(threat)[:2]]
+    attacks = [replace(attack, steps=3) for attack in pgds(threat)[:2]]
     results = [sp.evaluate(model, data, threat, attacks=attacks, batch_size=size) for size in (40, 500)]
     for other in results[1:]:
         assert int((other.robust != results[0].robust).sum()) <= 1
@@ -134,18 +144,19 @@ def by_hand(model: Any, x: Tensor, y: Tensor) -> Tensor:
 def test_passes_are_what_a_module_counts() -> None:
     counting, threat = Counting(mlp(SHAPE)), sp.Linf(EPS)
     data = labelled(counting.model, 130)
-    attacks = [by_hand, replace(adaptive(threat)[0], steps=4), replace(adaptive(threat)[3], steps=4)]
+    attacks = [by_hand, replace(pgds(threat)[0], steps=4), replace(pgds(threat)[3], steps=4)]
     for limit in (None, 1e-9):
         counting.forwards = counting.backwards = 0
         result = sp.evaluate(counting, data, threat, attacks=attacks, batch_size=32, time_limit=limit)
         assert result.finished == (limit is None)
         assert (result.forwards, result.backwards) == (counting.forwards, counting.backwards)
         passes, rows = result.document["passes"], result.attacks
-        parts = passes["clean"] + passes["distance"] + passes["gallery"]
+        parts = passes["clean"] + passes["distance"] + passes["gallery"] + passes["checkup"]
         assert passes["forwards"] == parts + sum(row["forwards"] for row in rows)
-        assert passes["backwards"] == passes["distance_backwards"] + sum(row["backwards"] for row in rows)
+        beside = passes["distance_backwards"] + passes["checkup_backwards"]
+        assert passes["backwards"] == beside + sum(row["backwards"] for row in rows)
         samples = list(result.samples())
-        assert sum(row["forwards"] for row in samples) == passes["forwards"] - passes["gallery"]
+        assert sum(row["forwards"] for row in samples) == passes["forwards"] - passes["gallery"] - passes["checkup"]
         fooled = sum(row["fooled"] for row in rows)
         assert fooled == sum(row["attack"] >= 0 for row in samples)
         # one forward confirms a success, ten steps and a last look find how near failure lies
@@ -158,8 +169,8 @@ def test_the_estimate_is_an_upper_bound() -> None:
     for model, last in ((linear(SHAPE, 4), 0.5), (linear(SHAPE, 4), 1e-6)):
         threat, counting = sp.Linf(last), Counting(model)
         data = labelled(model, 40, wrong=1000)
-        cost = estimate(counting, data, threat, attacks=adaptive(threat), batch_size=16)
-        result = sp.evaluate(counting, data, threat, batch_size=16)
+        cost = estimate(counting, data, threat, attacks=pgds(threat), batch_size=16)
+        result = sp.evaluate(counting, data, threat, attacks=pgds(threat), batch_size=16, checkup=False)
         assert cost.samples == 40
         assert cost.unknown == 0
         assert result.forwards <= 40 * cost.forwards
@@ -289,7 +300,7 @@ def live(stream: Stream) -> int:
 def test_few_samples_are_held_and_batches_stay_full(monkeypatch: pytest.MonkeyPatch) -> None:
     threat, size = sp.Linf(0.2), 32
     model, sizes, plenty = mlp(SHAPE, dtype=torch.float32), [], True
-    attacks = [replace(attack, steps=20) for attack in adaptive(threat)]
+    attacks = [replace(attack, steps=20) for attack in pgds(threat)]
     most: dict[int, int] = {}
     work, climb = Stream._work, Pool._climb
 

@@ -53,6 +53,15 @@ def margin(logits: Tensor, y: Tensor, targets: Tensor | None = None, reference: 
     return difference if targets is None else -difference
 
 
+def difference(logits: Tensor, y: Tensor, targets: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
+    """Target logit − true logit, whatever the other classes do; untargeted it is the margin. (B,)
+
+    Gowal et al. (2019). What fools under it hits the target or a class still further ahead.
+    """
+    logits = _wide(logits)
+    return margin(logits, y) if targets is None else _of(logits, targets) - _of(logits, y)
+
+
 def dlr(logits: Tensor, y: Tensor, targets: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
     """Difference of logits ratio: the margin in units of the spread of the largest logits. (B,)
 
@@ -92,6 +101,7 @@ def logit(logits: Tensor, y: Tensor, targets: Tensor | None = None, reference: T
 OBJECTIVES: dict[str, Objective] = {
     "cross-entropy": cross_entropy,
     "margin": margin,
+    "logit-difference": difference,
     "dlr": dlr,
     "kl": kl,
     "logit": logit,

@@ -1,6 +1,5 @@
 """How robust is it? A cascade of attacks over streamed data, a verdict with intervals, and evidence to check again."""
 
-from sparring.evaluation.cascade import adaptive
 from sparring.evaluation.compare import Comparison, compare
 from sparring.evaluation.document import schema
 from sparring.evaluation.estimate import Estimate, estimate
@@ -21,7 +20,6 @@ __all__ = [
     "Proportion",
     "Verification",
     "Warning",
-    "adaptive",
     "compare",
     "estimate",
     "evaluate",

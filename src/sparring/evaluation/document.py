@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import platform
+from dataclasses import asdict
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,7 @@ def describe(
     data_info: dict[str, Any] | None,
     class_names: list[str] | None,
     identity: dict[str, Any],
+    checkup: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """What a run knows beside the samples' records, keyed as in the document that `summarize` makes of both."""
     dataset = getattr(data, "dataset", data)
@@ -136,11 +138,19 @@ def describe(
         },
         "settings": {"batch_size": run.batch_size, "time_limit": run.time_limit, "max_samples": run.source.limit},
         "threat": describe_threat(threat),
-        "model": model,
+        "model": {**model, "passes": run.model.cost},
         "data": about_data | (data_info or {}),
         "attacks": [
-            {"name": stage.name, "settings": stage.settings, "seconds": round(stage.seconds, 3)} for stage in run.stages
+            {
+                "name": stage.name,
+                "settings": stage.settings,
+                "access": getattr(stage.attack, "access", None),
+                "seconds": round(stage.seconds, 3),
+            }
+            for stage in run.stages
         ],
+        "plan": None if run.plan is None else run.plan.to_json(),
+        "checkup": checkup,
         "identity": identity,
     }
 
@@ -150,13 +160,17 @@ def summarize(
 ) -> dict[str, Any]:
     """The document: the facts of one run, or of many that shared the work, and what its records, sorted, add up to.
 
-    shown: forwards that the gallery took (default: two for each of its examples).
+    shown: examples that the gallery was chosen from (default: those in it), two answers of the model each.
     """
     table = records.table
     total, right, robust = len(table), int(table["correct"].sum()), int(table["robust"].sum())
-    shown = 2 * len(gallery) if shown is None else shown
+    cost = facts["model"]["passes"]
+    shown = 2 * cost * (len(gallery) if shown is None else shown)
     stage_passes = table["passes"].sum(axis=0, dtype=np.int64)
     forwards, backwards = int(table["forwards"].sum()), int(table["backwards"].sum())
+    checkup = facts["checkup"] or {}
+    checked = [checkup.get(way, 0) for way in ("forwards", "backwards")]
+    pilot = [(facts["plan"] or {}).get(way, 0) for way in ("forwards", "backwards")]
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -166,19 +180,29 @@ def summarize(
         "robust_accuracy": Proportion(robust, total).to_dict(),
         "attacks": _attacks(facts["attacks"], records),
         "passes": {
-            "forwards": forwards + shown,
-            "backwards": backwards,
-            "clean": total,
-            "distance": forwards - total - int(stage_passes[:, 0].sum()),
+            "forwards": forwards + shown + checked[0] + pilot[0],
+            "backwards": backwards + checked[1] + pilot[1],
+            "clean": cost * total,
+            "distance": forwards - cost * total - int(stage_passes[:, 0].sum()),
             "distance_backwards": backwards - int(stage_passes[:, 1].sum()),
             "gallery": shown,
+            "pilot": pilot[0],
+            "pilot_backwards": pilot[1],
+            "checkup": checked[0],
+            "checkup_backwards": checked[1],
         },
         "per_class": per_class(records, facts["data"]["class_names"]),
         "curve": curve(records, facts["threat"]["eps"]),
         "gallery": gallery,
         "warnings": [
-            {"code": warning.code, "message": warning.message}
-            for warning in judge(records, classes=facts["data"]["classes"])
+            asdict(warning)
+            for warning in judge(
+                records,
+                classes=facts["data"]["classes"],
+                attacks=facts["attacks"],
+                checkup=facts["checkup"],
+                plan=facts["plan"],
+            )
         ],
         "files": {},
     }
@@ -193,6 +217,7 @@ def _attacks(attacks: list[dict[str, Any]], records: Records) -> list[dict[str, 
             {
                 "name": attack["name"],
                 "settings": attack["settings"],
+                "access": attack["access"],
                 "attacked": int((table["passes"][:, i, 0] > 0).sum()),
                 "fooled": fallen,
                 "robust_accuracy": Proportion(standing - fallen, len(table)).to_dict(),

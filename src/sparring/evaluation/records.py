@@ -16,13 +16,14 @@ PENDING, STARTED, DONE = 0, 1, 2
 # passes: forwards and backwards of each attack of the cascade.
 # state: PENDING, STARTED (in flight) or DONE. attack: the position of the attack that fooled the sample, or −1.
 # prediction and confidence: at the adversarial example. part, row: where that example is kept.
+# closeness: what the attacks left of the clean margin, from 1 to 0; NaN where they climbed something else.
 # unconfirmed: successes that were gone when the model was asked again. probabilities: the clean output looks like them.
 COLUMNS = [
         ("index", "i8"), ("digest", "i8"), ("label", "i4"), ("state", "i1"), ("correct", "?"), ("robust", "?"),
         ("clean_prediction", "i4"), ("clean_confidence", "f4"), ("attack", "i2"), ("prediction", "i4"),
         ("confidence", "f4"), ("norm", "f8"), ("distance", "f8"), ("zero", "i4"), ("broken", "i4"),
         ("forwards", "i8"), ("backwards", "i8"), ("part", "i4"), ("row", "i4"), ("unconfirmed", "i2"),
-        ("probabilities", "?"),
+        ("probabilities", "?"), ("closeness", "f4"),
 ]  # fmt: skip
 _KEPT_INSIDE = ("state", "part", "row", "unconfirmed", "probabilities", "passes")
 
@@ -63,7 +64,8 @@ class Records:
             self._elsewhere[index] = place
         row = self._table[place]
         row["index"], row["attack"], row["part"] = index, -1, -1
-        row["prediction"], row["norm"], row["distance"], row["confidence"] = -1, np.nan, np.nan, np.nan
+        row["prediction"], row["norm"], row["distance"] = -1, np.nan, np.nan
+        row["confidence"] = row["closeness"] = np.nan
         return place
 
     def sort(self) -> None:

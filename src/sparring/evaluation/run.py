@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sparring.borrow import borrow
-from sparring.evaluation import cascade, shards
+from sparring.evaluation import adaptive, cascade, shards
+from sparring.evaluation.checkup import examine
 from sparring.evaluation.document import describe, describe_model, fingerprint, summarize
 from sparring.evaluation.gallery import gallery
+from sparring.evaluation.pilot import Plan, kept
 from sparring.evaluation.placing import placed
 from sparring.evaluation.progress import Bar, Progress
+from sparring.evaluation.randomness import OwnRandomness
 from sparring.evaluation.result import EvaluationResult
 from sparring.evaluation.source import Source
 from sparring.evaluation.stream import Stream
+from sparring.evaluation.study import study
 from sparring.evaluation.together import processes, together
 from sparring.threat import Threat
 from sparring.wrappers import Model
@@ -36,6 +41,7 @@ def evaluate(
     max_samples: int | None = None,
     time_limit: float | None = None,
     autocast: torch.dtype | None = None,
+    checkup: bool = True,
     progress: bool | Callable[[Progress], None] = False,
     indices: torch.Tensor | None = None,
     shard: shards.Shard | None = None,
@@ -57,6 +63,8 @@ def evaluate(
     the evaluation goes on where it was and ends with the same result.
     max_samples: evaluate a random part of that size. time_limit: seconds after which to stop; samples on their way then count
     as not fooled, and the result says so. autocast: a dtype for the attacks' passes, as torch.bfloat16.
+    checkup: look at two dozen samples from every side at the end, for about 1,500 passes, to tell whether the number can be
+    trusted; what that finds becomes part of `warnings` (docs/warnings.md).
     indices: (N,) whole numbers, all different, that stand for the samples in the result and that random draws are keyed by
     (default: positions in the data). Where `threat` holds eps or masks one per sample, they go by position.
     shard: (i, n) for every n-th sample from the i-th on, kept in a folder in `out` of which `merge` makes one result. Left
@@ -93,10 +101,18 @@ def evaluate(
         store = shards.open_store(folder, source, identity, len(chosen))
         report = stack.enter_context(Bar()) if progress is True else progress or (lambda now: None)
         where = stack.enter_context(placed(model, device))
-        borrowed = stack.enter_context(borrow(model))
+        stack.enter_context(OwnRandomness(seed))  # of a model that is random by itself
+        borrowed = stack.enter_context(borrow(model, seed=seed))
+        plan: Plan | None = None
+        if cascade.is_adaptive(attacks):
+            learn = partial(
+                study, borrowed, data, threat, adaptive.steps(threat), chosen, where,
+                batch_size=batch_size, max_samples=max_samples, seed=seed, indices=indices,
+            )  # fmt: skip
+            plan = kept(None if folder is None else folder / "plan.json", learn)
         stream = Stream(
             borrowed, source, threat, chosen, store, where, batch_size=batch_size, seed=seed, time_limit=time_limit,
-            report=report,
+            report=report, checkup=checkup, plan=plan,
         )  # fmt: skip
         try:
             stream.go()
@@ -104,9 +120,14 @@ def evaluate(
             store.flush()
         store.sort()
         shown = gallery(store, borrowed, [stage.name for stage in stream.stages], where)
+        findings = None
+        if stream.chosen is not None and stream.finished:
+            findings = examine(
+                stream.chosen, store, borrowed, threat, where, batch_size=batch_size, gradients=stream.gradients
+            )
         facts = describe(
             run=stream, model=about, threat=threat, seed=seed, data=data, data_info=data_info, class_names=class_names,
-            identity=identity,
+            identity=identity, checkup=findings,
         )  # fmt: skip
     if folder is not None and part != shards.WHOLE:
         return shards.keep(folder, source, facts, shown, store)

@@ -13,8 +13,9 @@ from sparring.attacks.inputs import with_logits
 from sparring.borrow import INDEX, Borrowed
 from sparring.evaluation.cascade import name_of, settings_of
 from sparring.evaluation.randomness import OwnRandomness
-from sparring.objective import fooled, predict
+from sparring.objective import difference, fooled, margin, predict
 from sparring.rows import Rows
+from sparring.threat import per_sample
 
 
 class Stage(Protocol):
@@ -43,7 +44,7 @@ def fresh(rows: Rows) -> Rows:
     """These samples as they came in, with no attack's state but a place to start from: where the last attack got to."""
     return Rows(
         rows.ticket, rows.index, rows.original, rows.y, rows.threat, context=rows.context, reference=rows.reference,
-        start=rows.best if len(rows.best) else rows.start,
+        start=rows.start, closeness=rows.closeness,
     )  # fmt: skip
 
 
@@ -98,8 +99,24 @@ class OwnStage:
             done = self.pool.step()
         finally:
             self.model.autocast = autocast
+        if done is not None:
+            self._hand_on(done)
         self.seconds += time.perf_counter() - start
         return done
+
+    def _hand_on(self, rows: Rows) -> None:
+        """Where the next attack may start: the best iterate, and in a run of margin attacks the best of them all."""
+        if self.attack.climbs() not in (margin, difference) or len(rows.norm):
+            rows.start, rows.closeness = rows.best, rows.closeness[:0]
+            return
+        assert rows.reference is not None
+        left = (rows.value / margin(rows.reference, rows.y)).float().nan_to_num(1.0).clamp(0, 1)
+        if not len(rows.closeness):
+            rows.start, rows.closeness = rows.best, left
+            return
+        closer = left < rows.closeness
+        rows.start = torch.where(per_sample(closer, rows.best), rows.best, rows.start)
+        rows.closeness = torch.minimum(left, rows.closeness)
 
     def under_way(self) -> list[Rows]:
         return [rows for rows in (self.pool.active, self.pool.parked) if rows is not None]

@@ -13,10 +13,12 @@ from sparring.attacks import Attack
 from sparring.attacks.inputs import check_inputs, check_label_range, check_labels, split_inputs
 from sparring.borrow import Borrowed, looks_like_probabilities
 from sparring.evaluation import cascade
+from sparring.evaluation.checkup import Chosen
 from sparring.evaluation.nearest import draw_back, smallest_norm
+from sparring.evaluation.pilot import Gains, Plan
 from sparring.evaluation.placing import to_device
 from sparring.evaluation.progress import Progress
-from sparring.evaluation.records import STARTED
+from sparring.evaluation.records import DONE, STARTED
 from sparring.evaluation.source import Batch, Source, digest
 from sparring.evaluation.stages import Stage, make_stage
 from sparring.evaluation.store import Store
@@ -43,7 +45,12 @@ class Stream:
         seed: int,
         time_limit: float | None,
         report: Callable[[Progress], None],
+        checkup: bool = True,
+        plan: Plan | None = None,
+        gains: Gains | None = None,
     ) -> None:
+        """plan: who goes on to which attack; without one everybody does. gains: is told how far each attack brings samples."""
+        self.plan, self.gains = plan, gains
         self.model, self.source, self.threat, self.store, self.device = model, source, threat, store, device
         self.batch_size, self.time_limit, self.report = batch_size, time_limit, report
         self.records = store.records
@@ -57,6 +64,7 @@ class Stream:
         # a run of foreign attacks alone asks for no gradients
         self.gradients = any(isinstance(attack, Attack) and attack.access == "gradients" for attack in attacks)
         self.fallen: list[Rows | None] = [None] * len(attacks)  # by each stage, not settled yet
+        self.chosen = Chosen(seed, source.shard[1]) if checkup else None
         self.batches = iter(source)
         self.shape: list[int] | None = None
         self.finished = False
@@ -100,9 +108,11 @@ class Stream:
     def _account(self, rows: Rows, number: int) -> None:
         """Book the passes that these samples have cost at this stage."""
         table, places = self.records.table, rows.ticket.numpy()
-        table["passes"][places, number, 0] += rows.forwards.numpy()
-        table["passes"][places, number, 1] += rows.backwards.numpy()
-        for name in ("forwards", "backwards", "zero", "broken"):
+        for way, name in enumerate(("forwards", "backwards")):
+            passes = self.model.cost * getattr(rows, name).numpy()
+            table["passes"][places, number, way] += passes
+            table[name][places] += passes
+        for name in ("zero", "broken"):
             table[name][places] += getattr(rows, name).numpy()
 
     def _finish(self, place: int, example: tuple[Tensor, Tensor] | None = None) -> None:
@@ -130,6 +140,7 @@ class Stream:
         for i, (index, fingerprint) in enumerate(zip(batch.index.tolist(), prints, strict=True)):
             if not self.store.holds(index, fingerprint):
                 new.append(i)
+        self._recall(batch, x, y, context)
         rows = torch.tensor(new, dtype=torch.int64)
         if not len(rows):
             if self.model.classes is None:  # of a run that was killed after its last sample
@@ -157,6 +168,23 @@ class Stream:
             started = Rows(places, index, x, y, threat, context=context, reference=logits)
             self.stages[0].feed(started[right])
 
+    def _recall(self, batch: Batch, x: Tensor, y: Tensor, context: dict[str, Tensor]) -> None:
+        """Offer what an earlier start has finished to the checkup."""
+        places = [self.records.place(index) for index in batch.index.tolist()]
+        table = self.records.table
+        for standing in (True, False):
+            mine = [
+                i for i, place in enumerate(places)
+                if place is not None and table["correct"][place] and table["robust"][place] == standing
+                and table["state"][place] == DONE
+            ]  # fmt: skip
+            if self.chosen is not None and mine:
+                at = torch.tensor(mine)
+                here = at.to(x.device)
+                others = {name: part[here] for name, part in context.items()}
+                threat = self._threat_of(batch.position[at], x[here])
+                self.chosen.offer(Rows(at, batch.index[at], x[here], y[here], threat, context=others), standing)
+
     def _checked(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The attacked tensor, labels (n,) and the other inputs, on the device."""
         x, context = split_inputs(self.model.model, to_device(batch.x, self.device))
@@ -168,7 +196,7 @@ class Stream:
             check_inputs(x, self.threat)
         except (TypeError, ValueError) as error:
             raise type(error)(f"samples {int(batch.index[0])} to {int(batch.index[-1])}: {error}") from None
-        return x, y, context
+        return x, y, self.model.keyed(context, batch.index.to(x.device))
 
     def _enter(self, places: Tensor, prints: list[int], logits: Tensor, y: Tensor, correct: Tensor) -> None:
         """Write down what the clean logits say."""
@@ -179,7 +207,7 @@ class Stream:
         for name, values in columns.items():
             table[name][at] = values.cpu().numpy()
         table["digest"][at], table["probabilities"][at] = prints, looks_like_probabilities(logits)
-        table["forwards"][at], table["state"][at] = 1, STARTED
+        table["forwards"][at], table["state"][at] = self.model.cost, STARTED
 
     def _threat_of(self, position: Tensor, x: Tensor) -> Threat:
         """The threat of these samples: eps or a mask with one value per sample is looked up by position in the data."""
@@ -206,18 +234,39 @@ class Stream:
         if done is None:
             return
         self._account(done, number)
+        self._approach(done, number)
         fell = done.fooled.cpu()
         if bool(fell.any()):
             rows, before = done[fell], self.fallen[number]
             self.fallen[number] = rows if before is None else before + rows
         self._pass_on(done[~fell], number)
 
+    def _approach(self, rows: Rows, number: int) -> None:
+        """Write down how close these samples have come to failing."""
+        if not len(rows.closeness):
+            return
+        places, now = rows.ticket.numpy(), rows.closeness.cpu()
+        if self.gains is not None:
+            before = torch.from_numpy(self.records.table["closeness"][places]).nan_to_num(1.0)
+            self.gains.see(number, before, now, rows.fooled)
+        self.records.table["closeness"][places] = now.numpy()
+
     def _pass_on(self, standing: Rows, number: int) -> None:
+        """To the next attack that the plan has for each of these samples; after the last one they are robust."""
+        for later in range(number + 1, len(self.stages)):
+            if self.plan is None or not len(standing):
+                break
+            goes = self.plan.admits(later, standing.closeness).cpu()
+            if bool(goes.any()):
+                self.stages[later].feed(standing[goes])
+            standing = standing[~goes]
         if not len(standing):
             return
-        if number + 1 < len(self.stages):
+        if self.plan is None and number + 1 < len(self.stages):
             self.stages[number + 1].feed(standing)
         else:
+            if self.chosen is not None:
+                self.chosen.offer(standing, True)
             for place in standing.ticket.tolist():
                 self._finish(place)
 
@@ -230,17 +279,23 @@ class Stream:
         prediction = predict(logits)
         sure = fooled(prediction, rows.y).cpu()
         table, places = self.records.table, rows.ticket.numpy()
-        table["forwards"][places] += 1
+        table["forwards"][places] += self.model.cost
         table["unconfirmed"][places] += (~sure).numpy()
         self._pass_on(rows[~sure], number)
         rows, places = rows[sure], places[sure.numpy()]
         if not len(rows):
             return
+        if self.chosen is not None:
+            self.chosen.offer(rows, False)
+        if self.gains is not None:  # a pilot asks how many fall, not how near
+            for i, place in enumerate(places.tolist()):
+                self._finish(place, (rows.original[i], rows.best[i]))
+            return
         found = smallest_norm(self.model, rows) if self.gradients else draw_back(self.model, rows)
         # in single precision: the last bits of a double depend on the batch
         table["distance"][places] = found.norm.float().numpy()
-        table["forwards"][places] += found.forwards
-        table["backwards"][places] += found.backwards
+        table["forwards"][places] += self.model.cost * found.forwards
+        table["backwards"][places] += self.model.cost * found.backwards
         table["robust"][places], table["attack"][places] = False, number
         table["prediction"][places] = prediction.cpu()[sure].numpy()
         table["confidence"][places] = logits.float().softmax(1).amax(1).cpu()[sure].numpy()

@@ -1,0 +1,61 @@
+"""The adaptive cascade: cheap attacks for all, dear ones for the samples that they may still fool.
+
+How much of its clean margin the attacks so far have left a sample is its *closeness*, 1 at the clean input and 0 at the
+boundary. A sample goes on to an attack if its closeness is at most that attack's gate. On most networks later attacks
+hardly bring a sample closer, and so only those that nearly fell go on; on networks that mask their gradients they bring
+much, above all those that need no gradients, and then many go on. Which is the case a pilot tells (`pilot.py`): a few
+samples that go through all of the first five attacks, and whose gains set the gates for everybody else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sparring.attacks import Attack, MarginAscent, Square
+from sparring.threat import Threat
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Who goes on to an attack.
+
+    near: the closeness up to which a sample does, whatever the pilot says. gain: the attack whose gains on the pilot may
+    open the gate wider, up to `factor` times as far as they reached, but not beyond `most`; None where nothing does.
+    """
+
+    near: float
+    gain: int | None = None
+    factor: float = 0.0
+    most: float = math.inf
+
+
+@dataclass(frozen=True)
+class Step:
+    attack: Attack
+    gate: Gate
+    measured: bool = False  # whether the pilot's samples all take it
+
+
+def steps(threat: Threat) -> list[Step]:
+    """The cascade under this threat. l1 has no attack without gradients."""
+    ascent = [
+        Step(MarginAscent(threat, rivals=1), Gate(math.inf), measured=True),
+        Step(MarginAscent(threat, first=1, rivals=2, start="given"), Gate(0.65, 1, 2.0), measured=True),
+        Step(MarginAscent(threat, first=3, rivals=6, start="given"), Gate(0.2, 2, 2.0), measured=True),
+        Step(MarginAscent(threat, steps=20, rivals=None, reach=0.5, start="given"), Gate(0.03, 3, 2.0), measured=True),
+    ]
+    if threat.norm == "l1":
+        return ascent
+    climb = MarginAscent(threat, steps=10, rivals=None, reach=0.5, start="given")
+    search = [
+        Step(Square(threat, queries=100, p_init=0.2, start="given"), Gate(0.01, 4, 4.0), measured=True),
+        Step(climb, Gate(0.0, 4, 5.0)),
+        Step(Square(threat, queries=1000, p_init=0.3, start="given"), Gate(0.0, 4, 5.0)),
+        Step(climb, Gate(0.0, 4, 4.0, 0.4)),
+        Step(Square(threat, queries=2000, p_init=0.5, start="given"), Gate(0.0, 4, 3.5, 0.4)),
+        Step(climb, Gate(0.0, 4, 2.0, 0.15)),
+        Step(Square(threat, queries=4000, start="given"), Gate(0.0, 4, 1.2, 0.15)),
+        Step(climb, Gate(0.0, 4, 1.2, 0.15)),
+    ]
+    return ascent + search

@@ -1,0 +1,105 @@
+"""What an evaluation learns before it begins: on a few samples, how much each attack of the cascade still brings.
+
+The pilot's samples are chosen by the seed alone and take every attack that is measured. What they show is frozen into a
+`Plan`, which every sample, and every shard, is then attacked by; the pilot's passes count, its verdicts do not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparring.evaluation.adaptive import Step
+from sparring.evaluation.files import replacing
+
+LEAST, MOST, SHARE = 32, 128, 0.02  # samples of a pilot
+
+
+@dataclass(frozen=True)
+class Plan:
+    """gates: for each attack the closeness up to which samples go on to it (None: all do, as a JSON number can't be infinite).
+
+    samples: how many the pilot had. reached: (attacks measured) how many of them took each. gains: how far each attack
+    brought the tenth of them that it brought farthest. fooled: how many each attack fooled.
+    forwards, backwards: what the pilot cost.
+    """
+
+    gates: tuple[float | None, ...]
+    samples: int
+    reached: tuple[int, ...]
+    gains: tuple[float, ...]
+    fooled: tuple[int, ...]
+    forwards: int
+    backwards: int
+
+    def admits(self, number: int, closeness: Tensor) -> Tensor:
+        """(N,) bool: which samples of this closeness go on to the attack of that number."""
+        gate = self.gates[number]
+        return torch.ones_like(closeness, dtype=torch.bool) if gate is None else closeness <= gate
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Plan:
+        known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**known)
+
+
+class Gains:
+    """What was seen of each measured attack: closeness before and after it, for every sample of the pilot that took it."""
+
+    def __init__(self, attacks: int) -> None:
+        self.brought: list[list[float]] = [[] for _ in range(attacks)]
+        self.fooled = [0] * attacks
+
+    def see(self, number: int, before: Tensor, after: Tensor, fooled: Tensor) -> None:
+        self.brought[number] += (before - after).clamp_min(0).tolist()
+        self.fooled[number] += int(fooled.sum())
+
+    def gain(self, number: int) -> float:
+        """The mean of the largest tenth of the gains (of two at least)."""
+        most = sorted(self.brought[number], reverse=True)[: max(2, len(self.brought[number]) // 10)]
+        return sum(most) / len(most) if most else 0.0
+
+
+def plan(steps: list[Step], gains: Gains, samples: int, forwards: int, backwards: int) -> Plan:
+    """The plan that these gains call for."""
+    measured = sum(step.measured for step in steps)
+    gates: list[float | None] = []
+    for step in steps:
+        near = step.gate.near
+        if step.gate.gain is not None:
+            near = max(near, min(step.gate.most, step.gate.factor * gains.gain(step.gate.gain)))
+        gates.append(None if near >= 1 else round(near, 4))
+    return Plan(
+        gates=tuple(gates),
+        samples=samples,
+        reached=tuple(len(gains.brought[i]) for i in range(measured)),
+        gains=tuple(round(gains.gain(i), 4) for i in range(measured)),
+        fooled=tuple(gains.fooled[:measured]),
+        forwards=forwards,
+        backwards=backwards,
+    )
+
+
+def size(available: int | None) -> int:
+    """How many samples the pilot of so large an evaluation has."""
+    return LEAST if available is None else min(MOST, max(LEAST, round(SHARE * available)))
+
+
+def kept(file: Path | None, study: Callable[[], Plan]) -> Plan:
+    """The plan in this file, or the one that `study` makes, put there for whoever comes next."""
+    if file is not None and file.exists():
+        return Plan.from_json(json.loads(file.read_text("utf-8")))
+    made = study()
+    if file is not None:
+        with replacing(file) as opened:
+            json.dump(made.to_json(), opened, indent=1)
+    return made
