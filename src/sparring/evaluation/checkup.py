@@ -143,7 +143,7 @@ def round_examples(
         for begin in range(0, len(x), batch_size):
             part = slice(begin, begin + batch_size)
             lost += int(rounded_away(model, to_device(x[part], device), to_device(y[part], device)).sum())
-    return {"rounded": len(x), "rounded_away": lost, "forwards": len(x)}
+    return {"rounded": len(x), "rounded_away": lost, "forwards": model.cost * len(x)}
 
 
 def examine(
