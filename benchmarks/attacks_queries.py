@@ -8,6 +8,7 @@ first, its queries are counted, and ours gets as many (a row for each peer). A p
 from __future__ import annotations
 
 import importlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import sparring as sp
-from attack_rows import Contest, Row
+from attack_rows import Contest, Row, median
 from networks import NETWORKS
 from sparring.attacks.hopskipjump import HopSkipJump
 
@@ -102,7 +103,7 @@ def torchattacks_square(x: Tensor, y: Tensor, norm: str, eps: float, queries: in
 
 
 def art_square(x: Tensor, y: Tensor, norm: str, eps: float, queries: int, seed: int, net: nn.Module) -> Tensor:
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # what the library draws from
     attack = importlib.import_module("art.attacks.evasion").SquareAttack(
         art_classifier(net, x), norm=np.inf if norm == "linf" else 2, eps=eps, max_iter=queries, batch_size=len(x),
         verbose=False,
@@ -139,14 +140,14 @@ def hop(name: str, norm: str, library: str, rounds: int, samples: int, seed: int
 def foolbox_hop(x: Tensor, y: Tensor, norm: str, rounds: int, seed: int, net: nn.Module) -> Tensor:
     foolbox = importlib.import_module("foolbox")
     torch.manual_seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # what the library draws from
     model = foolbox.PyTorchModel(net.eval(), bounds=(0, 1))
     attack = foolbox.attacks.HopSkipJumpAttack(steps=rounds, constraint=norm)
     return attack.run(model, x, foolbox.criteria.Misclassification(y))
 
 
 def art_hop(x: Tensor, y: Tensor, norm: str, rounds: int, seed: int, net: nn.Module) -> Tensor:
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # what the library draws from
     attack = importlib.import_module("art.attacks.evasion").HopSkipJump(
         art_classifier(net, x), norm=np.inf if norm == "linf" else 2, max_iter=rounds, verbose=False, batch_size=128
     )

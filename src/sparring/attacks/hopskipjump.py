@@ -294,13 +294,13 @@ def _random(rows: Rows, which: Tensor, noise: Noise) -> Tensor:
 def _middle(rows: Rows, which: Tensor, noise: Noise) -> Tensor:
     """Halfway between what is known to fool and what is not: on the segment, or in linf the smaller ball's nearest point."""
     memory, some = rows.memory, which.to(rows.x.device)
-    original, far = rows.original.to(rows.x.dtype)[some], memory["far"][some]
+    original: Tensor = rows.original.to(rows.x.dtype)[some]
+    far: Tensor = memory["far"][some]
     part = per_sample(((memory["low"] + memory["high"]) / 2)[which].to(far.device, far.dtype), far)
     if rows.threat.norm == "l2":
         return original + part * (far - original)
     limit = part * per_sample((far - original).flatten(1).abs().amax(1), far)
-    moved: Tensor = torch.minimum(torch.maximum(far - original, -limit), limit).add_(original)
-    return moved
+    return original + torch.minimum(torch.maximum(far - original, -limit), limit)
 
 
 def _jump(rows: Rows, which: Tensor, noise: Noise) -> Tensor:
