@@ -89,6 +89,7 @@ class APGD(RivalAttack, GradientAttack):
         """The step of linf and l2."""
         known, x, first = rows.memory, rows.x, (rows.step == 0).to(rows.x)
         known["rises"] = known["rises"] + (value > known["last"])
+        known["checked"] = torch.where(first > 0, value, known["checked"])
         window = _windows(self.steps)[rows.step].to(value)
         due = window > 0
         if bool(due.any()):
@@ -202,9 +203,9 @@ def _changed(x: Tensor, original: Tensor) -> Tensor:
 
 
 def _largest(gradient: Tensor, count: Tensor) -> Tensor:
-    """The signs of each sample's largest entries, `count` (B,) of them rounded up, divided by their number."""
+    """The signs of each sample's largest entries, `count` (B,) of them, divided by their number."""
     size = gradient.abs().flatten(1)
-    rank = count.ceil().long().clamp(1, size.shape[1])
+    rank = count.long().clamp(1, size.shape[1])
     least = size.topk(int(rank.max()), dim=1).values.gather(1, rank[:, None] - 1)
     sign = gradient.sign().flatten(1) * (size >= least)
     return (sign / sign.abs().sum(1, keepdim=True).clamp_min(1)).view_as(gradient)

@@ -50,15 +50,14 @@ def prepare(
         threat=threat.for_inputs(x),
         context=model.keyed(context, indices.detach().cpu().long()),
     )
+    if targets is not None and not isinstance(targets, str):
+        rows.targets = _plain(check_labels(targets, x, what="targets"))
     if len(x) and (needs_reference or isinstance(targets, str)):
         logits = model.look(x, context)
         rows.forwards, rows.backwards = torch.ones(len(x), dtype=torch.int64), torch.zeros(len(x), dtype=torch.int64)
         return with_logits(rows, logits, targets=targets, seed=seed, needs_reference=needs_reference)
     if isinstance(targets, str):
         check_target_name(targets)
-        return rows
-    if targets is not None:
-        rows.targets = _plain(check_labels(targets, x, what="targets"))
     return rows
 
 
