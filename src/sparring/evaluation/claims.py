@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,10 @@ def check_totals(result: EvaluationResult) -> list[str]:
         expect(f"attack {i} ({row['name']}): robust_accuracy", row["robust_accuracy"], of(standing))
     passes, rows = document["passes"], document["attacks"]
     forwards, backwards = int(table["forwards"].sum()), int(table["backwards"].sum())
-    expect("passes: forwards", passes["forwards"] - passes["gallery"], forwards)
-    expect("passes: backwards", passes["backwards"], backwards)
+    checkup = document.get("checkup") or {}
+    for way, beside in (("forwards", passes["gallery"]), ("backwards", 0)):
+        counted = {"forwards": forwards, "backwards": backwards}[way]
+        expect(f"passes: {way}", passes[way] - beside - checkup.get(way, 0), counted)
     expect("the attacks' backwards", sum(row["backwards"] for row in rows), backwards - passes["distance_backwards"])
     expect(
         "the attacks' forwards", sum(row["forwards"] for row in rows), forwards - passes["clean"] - passes["distance"]
@@ -66,10 +69,12 @@ def check_totals(result: EvaluationResult) -> list[str]:
         lies.append("the attacks are not those that the run began with (identity)")
     if records.data_sha256() != document["data"]["sha256"]:
         lies.append("the hash of the data does not follow from the samples' rows")
-    return lies + _check_rows(table)
+    threat = document["threat"]
+    several = threat["masked"] or threat["eps_typed"] == "one per sample"
+    return lies + _check_rows(table, 0.0 if several else math.inf if threat["eps"] is None else threat["eps"])
 
 
-def _check_rows(table: Any) -> list[str]:
+def _check_rows(table: Any, limit: float) -> list[str]:
     right, robust = table["clean_prediction"] == table["label"], table["robust"]
     fallen = table["correct"] & ~robust
     contradictions = {
@@ -80,7 +85,8 @@ def _check_rows(table: Any) -> list[str]:
         & ((table["prediction"] == table["label"]) | (table["prediction"] < 0)),
         "fooled at a distance that is not between 0 and the example's norm": fallen
         & ~((table["distance"] >= 0) & (table["distance"] <= table["norm"] * (1 + 1e-6))),
-        "given a distance though nothing fooled them": ~fallen & ~np.isnan(table["distance"]),
+        "given a distance though nothing fooled them": ~table["correct"] & ~np.isnan(table["distance"]),
+        "called robust though an example within eps is told of": robust & (table["distance"] < limit * (1 - 1e-6)),
     }
     return [
         f"{int(where.sum())} samples are {what} (first: sample {int(table['index'][where][0])})"

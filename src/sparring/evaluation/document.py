@@ -241,13 +241,19 @@ def per_class(records: Records, names: list[str] | None) -> list[dict[str, Any]]
 
 
 def curve(records: Records, eps: float | None, points: int = 21) -> list[dict[str, Any]]:
-    """Accuracy against eps: at each eps, the share of samples with no example at that distance or nearer."""
+    """Accuracy against eps: at each eps, the share of samples with no example at that distance or nearer.
+
+    Beyond the run's eps, in as many steps again, where a search for the smallest perturbation has told about it.
+    """
     table = records.table
     distance = np.where(np.isnan(table["distance"]), np.inf, table["distance"])
     if eps is None:
         eps = float(distance[np.isfinite(distance)].max(initial=0.0))
-    rows = []
-    for at in np.linspace(0.0, eps, points):
+    rows, grid = [], np.linspace(0.0, eps, points)
+    farthest = float(distance[np.isfinite(distance)].max(initial=0.0))
+    if farthest > eps * (1 + 1e-6):
+        grid = np.concatenate([grid, np.linspace(eps, farthest, points)[1:]])
+    for at in grid:
         # an example found at eps may sit there but for rounding
         standing = table["correct"] & (distance > at * (1 + 1e-6))
         share = Proportion(int((table["robust"] if at == eps else standing).sum()), len(table))

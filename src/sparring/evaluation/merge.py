@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sparring.evaluation.checkup import add
 from sparring.evaluation.document import summarize
 from sparring.evaluation.gallery import MOST
 from sparring.evaluation.parts import Parts, part_of
@@ -17,7 +18,7 @@ from sparring.evaluation.result import EvaluationResult
 from sparring.evaluation.shards import Working, fingerprint, workings
 from sparring.evaluation.store import check_fingerprint, read_journal, read_settings
 
-OWN = {"finished", "seconds", "environment", "settings", "attacks"}  # what each share may say in its own way
+OWN = {"finished", "seconds", "environment", "settings", "attacks", "checkup"}  # what each share may say in its own way
 
 
 def merge(folder: str | Path) -> EvaluationResult:
@@ -50,7 +51,7 @@ def merge(folder: str | Path) -> EvaluationResult:
     shown = sorted(
         (entry for share in known for entry in share["gallery"]), key=lambda entry: (entry["distance"], entry["index"])
     )
-    document = summarize(facts, records, shown[:MOST], 2 * len(shown))
+    document = summarize(facts, records, shown[:MOST], len(shown))
     EvaluationResult(document, Parts(records, lambda part: paths[part])).save(folder)
     return EvaluationResult.load(folder)
 
@@ -83,7 +84,7 @@ def _agreed(shares: list[Working], facts: list[dict[str, Any]]) -> dict[str, Any
     """What all shares say of the run. ValueError where they were not part of the same one."""
     first = facts[0]
     for share, fact in zip(shares, facts, strict=True):
-        for name in first.keys() - OWN:
+        for name in (name for name in first if name not in OWN):
             if fact.get(name) != first[name]:
                 ours, theirs = _brief(first[name], fact.get(name))
                 raise ValueError(
@@ -92,6 +93,7 @@ def _agreed(shares: list[Working], facts: list[dict[str, Any]]) -> dict[str, Any
     settings = {name: value for name, value in first["settings"].items() if name != "shard"}
     return first | {
         "finished": all(fact["finished"] for fact in facts),
+        "checkup": add(*(fact["checkup"] for fact in facts if fact["checkup"])) or None,
         "seconds": max(fact["seconds"] for fact in facts),
         "settings": settings | {"shards": len(shares)},
         "attacks": [

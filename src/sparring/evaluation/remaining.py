@@ -15,7 +15,7 @@ DRAWS = 4000
 class Remaining:
     """late, before: finds in the last doubling of the effort, and in the doubling before it.
 
-    effort: passes that a standing sample has cost (the median). estimate: how many of those that stand would fall if the
+    effort: the most passes that a standing sample has cost. estimate: how many of those that stand would fall if the
     effort went on doubling; low, high: its 90% interval; all of them at most.
     """
 
@@ -41,7 +41,7 @@ def remaining(records: Records) -> Remaining | None:
     standing, fallen = done & table["robust"], done & ~table["robust"]
     if not standing.any():
         return None
-    full = float(np.median(effort[standing]))
+    full = int(effort[standing].max())
     if not full:
         return None
     late = int((effort[fallen] > full / 2).sum())
@@ -52,4 +52,4 @@ def remaining(records: Records) -> Remaining | None:
     left = np.where(last < first, last * last / np.maximum(first - last, 1e-9), np.inf).clip(0, most)
     low, high = (float(np.quantile(left, q)) for q in (0.05, 0.95))
     estimate = late * late / (before - late) if late < before else float(most if late else 0)
-    return Remaining(late, before, int(full), min(float(most), estimate), low, high)
+    return Remaining(late, before, full, min(float(most), estimate), low, high)

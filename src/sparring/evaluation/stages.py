@@ -53,11 +53,12 @@ def make_stage(attack: Any, model: Borrowed, capacity: int, seed: int) -> Stage:
 
 
 class OwnStage:
-    """An attack of ours, run by its loop: fooled samples leave at every step and the queue refills their places."""
+    """An attack of ours, run by its loop: samples that are done leave at every step and the queue refills their places."""
 
     def __init__(self, attack: Attack, model: Borrowed, capacity: int, seed: int) -> None:
         self.attack, self.model, self.capacity, self.seed = attack, model, capacity, seed
-        self.pool = attack.pool(model, seed=seed, capacity=capacity, stop_when_fooled=True, goal=False)
+        stop = attack.stop_when_fooled
+        self.pool = attack.pool(model, seed=seed, capacity=capacity, stop_when_fooled=stop, goal=False)
         self.name, self.settings, self.seconds = attack.name, attack.settings(), 0.0
         self.queue: Rows | None = None
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from sparring.attacks.inputs import check_inputs, check_label_range, check_label
 from sparring.borrow import Borrowed, looks_like_probabilities
 from sparring.evaluation import cascade
 from sparring.evaluation.checkup import Chosen
-from sparring.evaluation.nearest import draw_back, smallest_norm
+from sparring.evaluation.nearest import Found, draw_back, smallest_norm
 from sparring.evaluation.pilot import Gains, Plan
 from sparring.evaluation.placing import to_device
 from sparring.evaluation.progress import Progress
@@ -235,7 +236,7 @@ class Stream:
             return
         self._account(done, number)
         self._approach(done, number)
-        fell = done.fooled.cpu()
+        fell = (done.norm.isfinite() if len(done.norm) else done.fooled).cpu()  # a search finds also beyond eps
         if bool(fell.any()):
             rows, before = done[fell], self.fallen[number]
             self.fallen[number] = rows if before is None else before + rows
@@ -282,6 +283,13 @@ class Stream:
         table["forwards"][places] += self.model.cost
         table["unconfirmed"][places] += (~sure).numpy()
         self._pass_on(rows[~sure], number)
+        within = rows.fooled.cpu()
+        far = rows[sure & ~within]
+        if len(far):  # found by a search: they stand, and how far one must go is known
+            beyond = far.ticket.numpy()
+            table["distance"][beyond] = np.fmin(table["distance"][beyond], far.norm.float().cpu().numpy())
+            self._pass_on(far, number)
+        sure = sure & within
         rows, places = rows[sure], places[sure.numpy()]
         if not len(rows):
             return
@@ -291,7 +299,10 @@ class Stream:
             for i, place in enumerate(places.tolist()):
                 self._finish(place, (rows.original[i], rows.best[i]))
             return
-        found = smallest_norm(self.model, rows) if self.gradients else draw_back(self.model, rows)
+        if len(rows.norm) and not self.stages[number].attack.stop_when_fooled:
+            found = Found(rows.norm.cpu().double(), 0, 0)  # this was a search for just that
+        else:
+            found = smallest_norm(self.model, rows) if self.gradients else draw_back(self.model, rows)
         # in single precision: the last bits of a double depend on the batch
         table["distance"][places] = found.norm.float().numpy()
         table["forwards"][places] += self.model.cost * found.forwards

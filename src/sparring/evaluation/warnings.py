@@ -32,17 +32,16 @@ def judge(
     classes: int,
     attacks: Sequence[Mapping[str, Any]] = (),
     checkup: Mapping[str, int] | None = None,
-    pilot: Mapping[str, int] | None = None,
+    plan: Mapping[str, Any] | None = None,
 ) -> list[Warning]:
     """The warnings that this evidence calls for, the gravest first.
 
     attacks: rows of the result document, in order; `access` says what each asked of the model. checkup: what
-    `checkup.check` found. pilot: `standing`, samples of the pilot that the gradient attacks left, and
-    `found_without_gradients`, those among them that a gradient-free attack fooled.
+    `checkup.check` found. plan: what the pilot saw, with how many samples `reached` each attack, and how many it `fooled`.
     """
     checkup = checkup or {}
     found = [*_outputs(records, classes), *_answers(records, checkup), *_gradients(records, checkup)]
-    found += [*_masking(records, attacks, pilot or {})]
+    found += [*_masking(records, attacks, plan or {})]
     if not _is_random(checkup):  # the rest compares attacks, and luck decides between those of a random model
         found += _other_attacks(checkup)
     found += [*_strength(records, checkup), *_examples(checkup), *_time(records)]
@@ -145,30 +144,33 @@ def _gradients(records: Records, checkup: Mapping[str, int]) -> Iterator[Warning
         )
 
 
-def _masking(records: Records, attacks: Sequence[Mapping[str, Any]], pilot: Mapping[str, int]) -> Iterator[Warning]:
+def _masking(records: Records, attacks: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> Iterator[Warning]:
     """Attacks that see no gradients get on where those that do have stopped."""
-    found, shown = pilot.get("found_without_gradients", 0), pilot.get("standing", 0)
-    where = "of the pilot's samples"
-    table, climbed = records.table, False
-    blind = []
-    for i, attack in enumerate(attacks):
-        climbed |= attack.get("access") == "gradients"
-        if climbed and attack.get("access") in ("scores", "decisions"):
-            blind.append(i)
-    if blind:
-        attacked = int((table["passes"][:, blind, 0].sum(axis=1) > 0).sum())
-        fell = int(sum((table["attack"] == i).sum() for i in blind))
-        if not clearly(found, shown, 0.01, 3) or clearly(fell, attacked, 0.01, 3):
-            found, shown, where = fell, attacked, "of the samples"
-    if clearly(found, shown, 0.01, 3) or (found >= 5 and found > 0.01 * shown):
+    access = [attack.get("access") for attack in attacks]
+    first = access.index("gradients") if "gradients" in access else len(access)
+    blind = [i for i in range(first, len(access)) if access[i] in ("scores", "decisions")]
+    if not blind:
+        return
+    attack, reached, fooled = records.table["attack"], plan.get("reached", ()), plan.get("fooled", ())
+    # those that were not shown to them, because they are nowhere near to failure, count as not fooled
+    left = int((records.table["correct"] & ((attack < 0) | (attack >= blind[0]))).sum())
+    measured = [i for i in blind if i < len(reached)]
+    seen = [
+        (int((attack[:, None] == blind).sum()), left, "samples"),
+        (sum(fooled[i] for i in measured), max((reached[i] for i in measured), default=0), "samples of the pilot"),
+    ]
+    for found, shown, what in seen:
+        if not (clearly(found, shown, 0.01, 3) or (found >= 5 and found > 0.01 * shown)):
+            continue
         yield _warning(
             "masking",
-            f"An attack without gradients fooled {found} of {shown} {where} that gradient attacks had left standing.",
+            f"An attack without gradients fooled {found} of {shown} {what} that gradient attacks had left standing.",
             "Gradients know more than queries do: where they find less, the model hides them, and the robust accuracy is "
             "likely too high still.",
             "Don't report this number as robustness. Find what masks the gradients (saturation, rounding, sharp "
             "activations, training against single steps), and attack with more restarts and with attacks adapted to it.",
         )
+        return
 
 
 def _other_attacks(checkup: Mapping[str, int]) -> Iterator[Warning]:
