@@ -133,15 +133,23 @@ class LearnedAttack(Attack):
             return Proportion(count_fooled(borrowed, self, rows, batch_size, seed)[0], len(rows))
 
     def __call__(
-        self, model: Model, x: Any, y: Any, targets: Targets = None, *, indices: Tensor | None = None, seed: int = 0
+        self,
+        model: Model,
+        x: Any,
+        y: Any,
+        targets: Targets = None,
+        *,
+        start: Tensor | None = None,
+        indices: Tensor | None = None,
+        seed: int = 0,
     ) -> Adversarial:
         """The examples of the samples x (B, *S) with labels y (B,), one forward each. See `Attack.__call__`.
 
         targets: (B,) classes that count as success; default: the attack's own target for all.
         """
         if targets is None and self.target is not None:
-            targets = torch.full((len(torch.as_tensor(y)),), self.target)
-        return super().__call__(model, x, y, targets, indices=indices, seed=seed)
+            targets = torch.full((len(y),), self.target)
+        return super().__call__(model, x, y, targets, start=start, indices=indices, seed=seed)
 
     def pool(self, model: Borrowed, **settings: Any) -> Pool:
         self.check_fitted()

@@ -111,6 +111,8 @@ class _Training:
         self.adam = torch.optim.Adam(self.generator.parameters(), attack.lr)
 
     def step(self, model: Borrowed, rows: Rows, number: int, steps: int) -> None:
+        if len(rows) < 2:
+            raise ValueError("AdvGAN learned from 1 sample a batch: its normalisation needs at least 2")
         for group in self.adam.param_groups:
             group["lr"] = self.attack.lr * cosine(number, steps)
         with torch.enable_grad():

@@ -25,7 +25,7 @@ class UniversalPerturbation(LearnedAttack):
     the summed gradient of a loss that is clipped, sample by sample, where the sample is fooled well enough; here it
     levels off instead (see `softness`). An example is the input plus `delta`, clipped to the box.
 
-    threat: linf or l2. step_size: of the first step, in input units (default eps / 4); it falls to zero as a cosine.
+    threat: linf or l2. step_size: of the first step, in input units (default eps); it falls to zero as a cosine.
     delta: what was learned, (*S), in the ball.
 
     >>> import sparring as sp
@@ -73,7 +73,7 @@ class _Ascent:
         first = rows.original[:1]
         self.origin = torch.zeros_like(first, dtype=torch.promote_types(first.dtype, torch.float32))
         self.delta, self.velocity = self.origin, self.origin
-        self.size = float(attack.threat.eps) / 4 if attack.step_size is None else attack.step_size
+        self.size = float(attack.threat.eps) if attack.step_size is None else attack.step_size
 
     def step(self, model: Borrowed, rows: Rows, number: int, steps: int) -> None:
         x = self.snapshot().apply(rows, Noise(0, rows.index))
