@@ -142,7 +142,7 @@ def measure(attack: str, norm: str, name: str, steps: int, samples: int, seed: i
     for library, runs in {"sparring": [partial(_call, ours, seed)], **rivals}.items():
         for run in runs:
             torch.manual_seed(seed)
-            counted, start = Counting(net), time.perf_counter()
+            counted, start = Counting(net).eval(), time.perf_counter()
             z = run(counted, x, y)
             took, value = time.perf_counter() - start, _median_norm(net, ours.threat, x, y, z)
             if value <= values.get(library, math.inf):

@@ -27,6 +27,7 @@ from sparring.attacks import (
     OptimizerAttack,
     Square,
 )
+from sparring.attacks.minimal import MinimalAttack
 from sparring.evaluation import adaptive, autoattack
 from sparring.objective import OBJECTIVES
 from sparring.threat import Threat
@@ -62,7 +63,10 @@ def is_adaptive(attacks: Attacks) -> bool:
 
 
 def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> list[AnyAttack]:
-    """The list of attacks: our own let a sample go at its first success, and work under `threat`."""
+    """The list of attacks: our own let a sample go at its first success, and work under `threat`.
+
+    Those that search for the smallest perturbation go on to their end, unless they are set to stop.
+    """
     if is_adaptive(attacks):
         chosen: list[Any] = [step.attack for step in adaptive.steps(threat)]
     elif isinstance(attacks, str) and attacks.lower() in ENSEMBLES:
@@ -85,7 +89,8 @@ def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> l
             attack = attack(threat)
         if isinstance(attack, Attack):
             _check_threat(attack, threat)
-            attack = replace(attack, stop_when_fooled=True, trace=False, autocast=attack.autocast or autocast)
+            stop = attack.stop_when_fooled or not isinstance(attack, MinimalAttack)
+            attack = replace(attack, stop_when_fooled=stop, trace=False, autocast=attack.autocast or autocast)
         elif not callable(attack):
             raise TypeError(f"attack {attack!r}: expected an attack, its name, or a callable (model, x, y) → x")
         resolved.append(attack)

@@ -65,6 +65,30 @@ class EvaluationResult:
         return torch.where(self.correct, distance, 0.0)
 
     @property
+    def curve(self) -> list[dict[str, float]]:
+        """Accuracy against eps: `eps`, `value`, `low` and `high` of each point.
+
+        It ends at the run's eps, or where a search for the smallest perturbation (as `sp.FMN`) was among the attacks at the
+        largest norm that one found.
+        """
+        return list(self.document["curve"])
+
+    def accuracy_at(self, eps: float) -> Proportion:
+        """The robust accuracy at another eps: the samples with no example found at that distance or nearer.
+
+        An upper bound like the robust accuracy. ValueError for an eps beyond the curve, where nobody has looked.
+        """
+        limit = self.document["threat"]["eps"]
+        if limit is not None and eps == limit:
+            return self.robust_accuracy
+        if not eps >= 0 or (limit is not None and eps > self.curve[-1]["eps"]):
+            raise ValueError(
+                f"accuracy_at({eps}): expected a number from 0 to {self.curve[-1]['eps']:.4g}, where this run has looked; to "
+                "look further search for the smallest perturbation, as with attacks=sp.FMN(threat)"
+            )
+        return Proportion(int((self.distance > eps * (1 + 1e-6)).sum()), len(self.distance))
+
+    @property
     def finished(self) -> bool:
         return bool(self.document["finished"])
 
