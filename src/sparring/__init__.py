@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sparring.attacks import Adversarial as Adversarial
     from sparring.attacks import CarliniWagner as CarliniWagner
     from sparring.attacks import DeepFool as DeepFool
+    from sparring.attacks import HopSkipJump as HopSkipJump
     from sparring.attacks import MarginAscent as MarginAscent
     from sparring.attacks import OptimizerAttack as OptimizerAttack
     from sparring.attacks import Square as Square
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from sparring.transfer import transfer_matrix as transfer_matrix
     from sparring.transforms import rotated as rotated
     from sparring.wrappers import attacked_input as attacked_input
+    from sparring.wrappers import from_labels as from_labels
+    from sparring.wrappers import from_probabilities as from_probabilities
     from sparring.wrappers import normalized as normalized
     from sparring.wrappers import output as output
     from sparring.wrappers import straight_through as straight_through
@@ -70,6 +73,7 @@ _HOMES = {
         "Adversarial",
         "MarginAscent",
         "OptimizerAttack",
+        "HopSkipJump",
         "Square",
     ],
     "sparring.combined": ["ensemble", "expectation"],
@@ -78,7 +82,14 @@ _HOMES = {
     "sparring.threat": ["L0", "L1", "L2", "Linf", "Threat"],
     "sparring.transfer": ["TransferMatrix", "transfer_matrix"],
     "sparring.transforms": ["rotated"],
-    "sparring.wrappers": ["attacked_input", "normalized", "output", "straight_through"],
+    "sparring.wrappers": [
+        "attacked_input",
+        "from_labels",
+        "from_probabilities",
+        "normalized",
+        "output",
+        "straight_through",
+    ],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sparring.combined import Combined
 from sparring.noise import Noise
 from sparring.transforms import Keys, RandomTransform
-from sparring.wrappers import Context, Model
+from sparring.wrappers import Context, Model, decided
 
 INDEX = (
     "index of the sample"  # a name in a context that is not the model's: what a sample's random numbers are keyed by
@@ -28,11 +28,21 @@ class Borrowed:
     """A borrowed model: calls it, takes input gradients, and counts the samples that pass through it.
 
     cost: the passes that one answer takes; above 1 where the model combines several answers.
+    access: "gradients"; "scores": logits without a graph, whoever asks; "decisions": nothing but the class on top, which is
+    also what a model may return, as labels (B,) of `labels` classes.
     """
 
     def __init__(
-        self, model: Model, autocast: torch.dtype | None = None, seed: int = 0, modules: Iterable[nn.Module] = ()
+        self,
+        model: Model,
+        autocast: torch.dtype | None = None,
+        seed: int = 0,
+        modules: Iterable[nn.Module] = (),
+        *,
+        access: str = "gradients",
+        labels: int | None = None,
     ) -> None:
+        self.access, self.labels = access, labels
         self.model, self.autocast, self.seed = model, autocast, seed
         self.forwards = self.backwards = 0
         self.cost = 1
@@ -51,7 +61,7 @@ class Borrowed:
         cast = nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
         before = sum(module.extra for module in self.combined)
         try:
-            with cast, self._drawing(context, len(x)):
+            with cast, self._drawing(context, len(x)), nullcontext() if self.access == "gradients" else torch.no_grad():
                 logits: Tensor = self.model(x, **{name: part for name, part in context.items() if name != INDEX})
         except RuntimeError as error:
             if self.classes is not None or isinstance(error, torch.OutOfMemoryError):
@@ -60,6 +70,8 @@ class Borrowed:
                 f"the model can't take inputs of shape {tuple(x.shape)}, {str(x.dtype).removeprefix('torch.')} on {x.device}: "
                 f"{str(error).strip().splitlines()[0]}; give it data of the channels, size and dtype that it was made for"
             ) from error
+        if self.access == "decisions":
+            logits = decided(logits, self.labels)
         passes = len(x) + sum(module.extra for module in self.combined) - before
         self.forwards += passes
         self.cost = passes // max(len(x), 1)
@@ -212,7 +224,14 @@ def _modules(model: object) -> list[nn.Module]:
 
 
 @contextmanager
-def borrow(model: Model, autocast: torch.dtype | None = None, seed: int = 0) -> Iterator[Borrowed]:
+def borrow(
+    model: Model,
+    autocast: torch.dtype | None = None,
+    seed: int = 0,
+    *,
+    access: str = "gradients",
+    labels: int | None = None,
+) -> Iterator[Borrowed]:
     """Borrow `model`: every submodule in evaluation mode, no parameter collecting gradients, inference mode off.
 
     On the way out, also after an exception, every submodule's mode, every parameter's `requires_grad` and `.grad`, and
@@ -241,7 +260,7 @@ def borrow(model: Model, autocast: torch.dtype | None = None, seed: int = 0) -> 
         for parameter, _, _ in grads:
             parameter.requires_grad_(False)
         with torch.inference_mode(False):
-            yield Borrowed(model, autocast, seed, modules)
+            yield Borrowed(model, autocast, seed, modules, access=access, labels=labels)
     finally:
         for module, mode in modes:
             module.training = mode

@@ -80,6 +80,57 @@ class Output(_Wrapper):
         return getattr(out, self.key)
 
 
+class FromProbabilities(_Wrapper):
+    """See `from_probabilities`."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = self.model(*args, **kwargs)
+        if not isinstance(out, Tensor) or not out.is_floating_point():
+            raise TypeError(f"from_probabilities: the model returned {type(out).__name__}, expected a tensor of floats")
+        if not bool((out.detach() >= 0).all() & (out.detach() <= 1 + 1e-3).all()):
+            raise ValueError("from_probabilities: the model returned numbers outside 0 to 1: are they logits already?")
+        wide = out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
+        return wide.clamp_min(torch.finfo(wide.dtype).tiny).log()
+
+
+class FromLabels(_Wrapper):
+    """See `from_labels`."""
+
+    def __init__(self, model: Model, classes: int) -> None:
+        super().__init__(model)
+        self.classes = classes
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            return decided(self.model(*args, **kwargs), self.classes)
+
+
+def decided(answer: Any, classes: int | None) -> Any:
+    """(B, C) float32 with all the weight on one class, from labels (B,) of whole numbers, or from scores (B, C); rows of
+    scores that are not finite are NaN. What is neither comes back as it is, for others to refuse."""
+    if not isinstance(answer, Tensor) or answer.ndim not in (1, 2):
+        return answer
+    if answer.ndim == 1:
+        if answer.is_floating_point() or answer.dtype == torch.bool:
+            raise TypeError(f"the model returned {answer.dtype} (B,): expected the classes' numbers, an integer tensor")
+        if classes is None:
+            raise ValueError(
+                "the model returned labels (B,), and nothing says how many classes there are: give class_names, or wrap "
+                "it, sp.from_labels(model, classes=10)"
+            )
+        if len(answer) and not 0 <= int(answer.min()) <= int(answer.max()) < classes:
+            raise ValueError(
+                f"the model returned labels from {int(answer.min())} to {int(answer.max())}, of {classes} classes"
+            )
+        label, sound = answer.long(), torch.ones_like(answer, dtype=torch.bool)
+    else:
+        classes = answer.shape[1]
+        top, label = answer.detach().max(1)
+        sound = top.isfinite()
+    weight = 100.0 * torch.nn.functional.one_hot(label, classes).float()  # as logits: certain
+    return weight.masked_fill(~sound[:, None], torch.nan)
+
+
 class AttackedInput(_Wrapper):
     """A model of several inputs of which one is attacked; `x` is then a dict, or a tuple, of per-sample tensors."""
 
@@ -180,6 +231,28 @@ def output(model: Model, key: str | int) -> Output:
     tensor([[1., 1.]])
     """
     return Output(model, key)
+
+
+def from_probabilities(model: Model) -> FromProbabilities:
+    """The model that returns probabilities (B, C), as one that returns logits: their logarithms, so that softmax gives
+    the same probabilities and margins are those of logits. A probability of 0 counts as the dtype's smallest number.
+
+    >>> from_probabilities(lambda x: x)(torch.tensor([[0.25, 0.75]])).softmax(1)
+    tensor([[0.2500, 0.7500]])
+    """
+    return FromProbabilities(model)
+
+
+def from_labels(model: Model, classes: int) -> FromLabels:
+    """The model that returns the numbers (B,) of the classes that it decides for, out of `classes`, as one that returns
+    logits (B, classes): all on that class. For attacks that ask for decisions only, as `sp.HopSkipJump`.
+
+    >>> from_labels(lambda x: (x[:, 0] > 0.5).long(), classes=2)(torch.tensor([[0.7]])).argmax(1)
+    tensor([1])
+    """
+    if classes < 2:
+        raise ValueError(f"from_labels(classes={classes}): expected at least 2")
+    return FromLabels(model, classes)
 
 
 def attacked_input(model: Model, which: str | int) -> AttackedInput:

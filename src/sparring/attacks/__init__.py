@@ -9,6 +9,7 @@ from sparring.attacks.deepfool import DeepFool
 from sparring.attacks.diverse import DIFGSM
 from sparring.attacks.fab import FAB
 from sparring.attacks.fmn import FMN
+from sparring.attacks.hopskipjump import HopSkipJump
 from sparring.attacks.margin import MarginAscent
 from sparring.attacks.optimizer import OptimizerAttack
 from sparring.attacks.pgd import PGD
@@ -31,6 +32,7 @@ __all__ = [
     "CarliniWagner",
     "DeepFool",
     "GradientAttack",
+    "HopSkipJump",
     "MarginAscent",
     "OptimizerAttack",
     "Square",

@@ -149,6 +149,7 @@ def describe(
             }
             for stage in run.stages
         ],
+        "access": run.model.access,
         "plan": None if run.plan is None else run.plan.to_json(),
         "checkup": checkup,
         "identity": identity,
@@ -190,6 +191,10 @@ def summarize(
             "pilot_backwards": pilot[1],
             "checkup": checked[0],
             "checkup_backwards": checked[1],
+        },
+        "queries": {
+            "most": int(table["forwards"].max(initial=0)),
+            "mean": float(table["forwards"].mean()) if total else 0.0,
         },
         "per_class": per_class(records, facts["data"]["class_names"]),
         "curve": curve(records, facts["threat"]["eps"]),

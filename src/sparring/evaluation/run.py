@@ -12,6 +12,7 @@ import torch
 
 from sparring.borrow import borrow
 from sparring.evaluation import adaptive, cascade, shards
+from sparring.evaluation.access import check_access, check_attacks, default_attacks, logged
 from sparring.evaluation.checkup import examine
 from sparring.evaluation.document import describe, describe_model, fingerprint, summarize
 from sparring.evaluation.gallery import gallery
@@ -41,10 +42,14 @@ def evaluate(
     max_samples: int | None = None,
     time_limit: float | None = None,
     autocast: torch.dtype | None = None,
+    access: str = "gradients",
+    query_budget: int | None = None,
+    query_log: str | Path | None = None,
     checkup: bool = True,
     progress: bool | Callable[[Progress], None] = False,
     indices: torch.Tensor | None = None,
     shard: shards.Shard | None = None,
+    plan: Plan | None = None,
     class_names: list[str] | None = None,
     model_info: dict[str, Any] | None = None,
     data_info: dict[str, Any] | None = None,
@@ -65,8 +70,14 @@ def evaluate(
     as not fooled, and the result says so. autocast: a dtype for the attacks' passes, as torch.bfloat16.
     checkup: look at two dozen samples from every side at the end, for about 1,500 passes, to tell whether the number can be
     trusted; what that finds becomes part of `warnings` (docs/warnings.md).
+    access: what may be asked of the model: "gradients"; "scores", which Square then attacks by; or "decisions", for
+    HopSkipJump, and the model may return labels (B,) (with `class_names`, or as `sp.from_labels(model, classes)`). Without
+    gradients nothing is ever differentiated, there is no checkup, and an attack that needs more is refused.
+    query_budget: what that attack may ask about a sample (default 5,000); the result's `queries` says what was asked in all.
+    query_log: a file for every query of the attacks without gradients, one JSON object a line.
     indices: (N,) whole numbers, all different, that stand for the samples in the result and that random draws are keyed by
     (default: positions in the data). Where `threat` holds eps or masks one per sample, they go by position.
+    plan: who goes on to which attack, in place of a pilot of this run's own: that of an earlier result, `result.plan`.
     shard: (i, n) for every n-th sample from the i-th on, kept in a folder in `out` of which `merge` makes one result. Left
     out in the processes of torchrun, or of a process group, all of them must call this: each takes a shard on its own GPU
     where there are any, and all get the whole result. (0, 1): everything in this process alone, also there.
@@ -84,7 +95,16 @@ def evaluate(
         raise ValueError(f"out={str(out)!r} is a file: expected a folder, which need not be there yet")
     if shard is None and processes() > 1:
         return together(evaluate, **given)
+    ours = cascade.is_adaptive(attacks)
+    check_access(access, query_budget, ours)
+    if ours and access != "gradients":
+        attacks = default_attacks(access, threat, query_budget)
     chosen = cascade.resolve(attacks, threat, autocast)
+    if plan is not None and len(plan.gates) != len(chosen):
+        raise ValueError(
+            f"a plan for {len(plan.gates)} attacks, and {len(chosen)} attacks: expected one of the same cascade"
+        )
+    check_attacks(chosen, access)
     part = shards.check_shard(shards.WHOLE if shard is None else shard, folder)
     source = Source(data, batch_size, max_samples, seed, indices, part)
     about = describe_model(model, model_info)
@@ -102,18 +122,20 @@ def evaluate(
         report = stack.enter_context(Bar()) if progress is True else progress or (lambda now: None)
         where = stack.enter_context(placed(model, device))
         stack.enter_context(OwnRandomness(seed))  # of a model that is random by itself
-        borrowed = stack.enter_context(borrow(model, seed=seed))
-        plan: Plan | None = None
-        if cascade.is_adaptive(attacks):
+        names = class_names or getattr(getattr(data, "dataset", data), "classes", None)
+        labels = None if names is None else len(names)
+        borrowed = stack.enter_context(borrow(model, seed=seed, access=access, labels=labels))
+        if plan is None and cascade.is_adaptive(attacks):
             learn = partial(
                 study, borrowed, data, threat, adaptive.steps(threat), chosen, where,
                 batch_size=batch_size, max_samples=max_samples, seed=seed, indices=indices,
             )  # fmt: skip
-            plan = kept(None if folder is None else folder / "plan.json", learn)
+            plan = kept(None if folder is None else folder / "plan.json", identity, learn)
         stream = Stream(
             borrowed, source, threat, chosen, store, where, batch_size=batch_size, seed=seed, time_limit=time_limit,
-            report=report, checkup=checkup, plan=plan,
+            report=report, checkup=checkup and access == "gradients", plan=plan,
         )  # fmt: skip
+        stack.enter_context(logged([getattr(stage, "pool", None) for stage in stream.stages], query_log))
         try:
             stream.go()
         finally:

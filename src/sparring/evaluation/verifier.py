@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from sparring.borrow import Borrowed, borrow
 from sparring.evaluation import cascade
 from sparring.evaluation.claims import check_files, check_totals
 from sparring.evaluation.document import describe_model
+from sparring.evaluation.pilot import Plan
 from sparring.evaluation.placing import placed, to_device
 from sparring.evaluation.records import DONE
 from sparring.evaluation.result import EvaluationResult
@@ -136,6 +138,12 @@ class _Again:
                 prediction[i] = predict(model.look(to_device(x[i : i + 1], where))).cpu()[0]
         return prediction
 
+    def borrowed(self) -> AbstractContextManager[Borrowed]:
+        """The model, with the access that the evaluation had."""
+        document = self.result.document
+        access = document.get("access", "gradients")
+        return borrow(self.model, access=access, labels=document["data"]["classes"])
+
     def examples(self) -> None:
         """Ball, box, original, and that it fools: of each saved example."""
         fallen = set(self.table["index"][self.table["correct"] & ~self.table["robust"]].tolist())
@@ -143,7 +151,7 @@ class _Again:
         bad: dict[str, list[int]] = {}
         rounded, images = 0, self.threat.bounds == (0.0, 1.0)
         examples = self.result.examples
-        with placed(self.model, self.device) as where, borrow(self.model) as model:
+        with placed(self.model, self.device) as where, self.borrowed() as model:
             try:
                 while chunk := list(islice(examples, self.batch_size)):
                     index = [i for i, _, _ in chunk]
@@ -201,7 +209,7 @@ class _Again:
         wanted = set(claimed[order[:samples]].tolist())
         seen, other, wrong = 0, 0, []
         source = Source(data, self.batch_size, document["settings"]["max_samples"], int(document["seed"]), indices)
-        with placed(self.model, self.device) as where, borrow(self.model) as model:
+        with placed(self.model, self.device) as where, self.borrowed() as model:
             for batch in source:
                 places = {i: place for i, n in enumerate(batch.index.tolist()) if (place := self.place(n)) is not None}
                 keep = list(places)
@@ -243,18 +251,19 @@ class _Again:
         self.chosen.sort(key=lambda sample: sample[0])
         everyone = range(len(self.chosen))
         if recorded is not None:
-            lost = self._fallen(recorded, int(self.result.document["seed"]), everyone)
-            lost = [i for i in lost if self._fallen(recorded, int(self.result.document["seed"]), [i])]
+            own, plan = int(self.result.document["seed"]), self.result.plan
+            lost = self._fallen(recorded, own, everyone, plan)
+            lost = [i for i in lost if self._fallen(recorded, own, [i], plan)]
             if lost:
                 self.report.lies.append(
                     f"{len(lost)} of {len(self.chosen)} samples claimed robust fall to the recorded attacks with the recorded "
                     f"seed (first: sample {self.chosen[lost[0]][0]})"
                 )
-        fallen = self._fallen(attacks or recorded, seed, everyone)
+        fallen = self._fallen(attacks or recorded, seed, everyone, None if attacks else self.result.plan)
         self.report.attacked_again, self.report.fallen = len(self.chosen), len(fallen)
         self.report.checked.append(f"{len(self.chosen)} samples claimed robust, attacked again")
 
-    def _fallen(self, attacks: Any, seed: int, which: Sequence[int]) -> list[int]:
+    def _fallen(self, attacks: Any, seed: int, which: Sequence[int], plan: Plan | None = None) -> list[int]:
         index, x, y = zip(*(self.chosen[i] for i in which), strict=True)
         again = evaluate(
             self.model,
@@ -265,5 +274,8 @@ class _Again:
             seed=seed,
             device=self.device,
             indices=torch.tensor(index),
+            plan=plan,
+            access=self.result.document.get("access", "gradients"),
+            class_names=self.result.document["data"]["class_names"],
         )
         return [i for i, held in zip(which, again.robust.tolist(), strict=True) if not held]
