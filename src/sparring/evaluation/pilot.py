@@ -7,6 +7,8 @@ The pilot's samples are chosen by the seed alone and take every attack that is m
 from __future__ import annotations
 
 import json
+import os
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,12 +96,35 @@ def size(available: int | None) -> int:
     return LEAST if available is None else min(MOST, max(LEAST, round(SHARE * available)))
 
 
-def kept(file: Path | None, study: Callable[[], Plan]) -> Plan:
-    """The plan in this file, or the one that `study` makes, put there for whoever comes next."""
-    if file is not None and file.exists():
-        return Plan.from_json(json.loads(file.read_text("utf-8")))
+def kept(file: Path | None, identity: dict[str, Any], study: Callable[[], Plan]) -> Plan:
+    """The plan of this evaluation in the file, else the one that `study` makes. Of processes that study at once the first
+    to come back decides: one plan holds for all shards."""
+    if file is None:
+        return study()
+    if (known := _read(file, identity)) is not None:
+        return known
     made = study()
-    if file is not None:
-        with replacing(file) as opened:
-            json.dump(made.to_json(), opened, indent=1)
+    if _read(file, identity) is None:
+        file.unlink(missing_ok=True)  # of another evaluation, whose results are gone
+    own = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
+    with replacing(own) as opened:
+        json.dump({"identity": identity, "plan": made.to_json()}, opened, indent=1)
+    try:
+        os.link(own, file)
+    except FileExistsError:
+        return _read(file, identity) or made
+    except OSError:  # a file system without links
+        os.replace(own, file)
+    finally:
+        own.unlink(missing_ok=True)
     return made
+
+
+def _read(file: Path, identity: dict[str, Any]) -> Plan | None:
+    if not file.exists():
+        return None
+    try:
+        known = json.loads(file.read_text("utf-8"))
+        return Plan.from_json(known["plan"]) if known["identity"] == json.loads(json.dumps(identity)) else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: not a readable plan ({error}); remove it to let the pilot run again") from None
