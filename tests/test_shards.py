@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch.utils.data.distributed import DistributedSampler
 import sparring as sp
 from networks import RowWise, inputs
 from sparring.evaluation import Progress, stream
+from sparring.evaluation import run as evaluation_run
+from sparring.evaluation.pilot import Plan, kept
 from sparring.evaluation.source import Source
 
 SHAPE = (3, 4, 5)
@@ -299,3 +302,45 @@ def test_shards_that_can_not_be(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shard 60 of 64 is empty, the data have 53 samples"):
         run(tmp_path, (60, 64))
     assert run(None, (0, 1)).clean_accuracy.total == N  # all of it, in this process alone
+
+
+def test_one_plan_for_all_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adaptive cascade's pilot runs once; whoever comes later attacks by its plan; other plans are not merged."""
+    alone = run(tmp_path / "alone", attacks="adaptive")
+    studies = []
+    study = evaluation_run.study
+    monkeypatch.setattr(evaluation_run, "study", lambda *a, **k: studies.append(1) or study(*a, **k))
+    folder = tmp_path / "shards"
+    for number in (0, 1):
+        run(folder, (number, 2), attacks="adaptive")
+    assert len(studies) == 1
+    result = sp.merge(folder)
+    check_same(folder, tmp_path / "alone")
+    assert result.document["plan"] == alone.document["plan"]
+    shutil.rmtree(folder / "shard-1-of-2")
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["plan"]["fooled"][0] += 1
+    (folder / "plan.json").write_text(json.dumps(plan))
+    (folder / "result.json").unlink()
+    run(folder, (1, 2), attacks="adaptive")
+    assert len(studies) == 1
+    with pytest.raises(ValueError, match=r"shard-1-of-2 and shard-0-of-2 differ in plan \(fooled"):
+        sp.merge(folder)
+
+
+def test_a_plan_of_another_evaluation_is_not_used(tmp_path: Path) -> None:
+    file, mine = tmp_path / "plan.json", Plan((None,), 4, (4,), (0.5,), (1,), 8, 4)
+    assert kept(file, {"model": "a"}, lambda: mine) == mine
+    assert kept(file, {"model": "a"}, lambda: pytest.fail("a second pilot")) == mine
+    assert kept(file, {"model": "b"}, lambda: replace(mine, samples=9)).samples == 9
+
+    def overtaken() -> Plan:
+        kept(file, {"model": "c"}, lambda: replace(mine, samples=7))
+        return mine
+
+    file.unlink()
+    assert kept(file, {"model": "c"}, overtaken).samples == 7  # the first to come back decides
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    file.write_text("{")
+    with pytest.raises(ValueError, match=r"plan.json: not a readable plan"):
+        kept(file, {"model": "c"}, lambda: mine)
