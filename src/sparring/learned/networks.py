@@ -37,7 +37,8 @@ class Generator(nn.Module):
         self.middle = nn.Sequential(*(_Residual(4 * width) for _ in range(blocks)))
         self.up = nn.ModuleList([_convolved(4 * width, 2 * width), _convolved(2 * width, width)])
         self.last = nn.Conv2d(width, channels, 3, 1, 1)
-        nn.init.zeros_(self.last.weight)  # no change to begin with: a large one would sit where tanh is flat
+        for parameter in self.last.parameters():  # no change to begin with: a large one would sit where tanh is flat
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         fine = self.first(x)
