@@ -39,6 +39,12 @@ class EvaluateSettings(SeedSettings, DataSettings, ModelSettings, VerdictSetting
     """Largest change, for images in [0, 1]; left out: 8/255 for linf, 0.5 for l2, 12 for l1."""
     attacks: Annotated[list[str], MANY, THREAT] = field(default_factory=lambda: ["adaptive"])
     """adaptive, or attacks in the order to run: pgd fgsm pgd:steps=100,restarts=5,objective=margin"""
+    access: Annotated[Literal["gradients", "scores", "decisions"], THREAT] = "gradients"
+    """What may be asked of the model: without gradients Square attacks by scores, HopSkipJump by decisions."""
+    query_budget: Annotated[int | None, THREAT] = None
+    """With access scores or decisions: what that attack may ask about a sample; left out: 5,000."""
+    query_log: Annotated[Path | None, RUN] = None
+    """A file for every query of attacks without gradients, one JSON object a line."""
     batch_size: Annotated[int, RUN] = 128
     """Samples attacked together; memory is bounded by it, the result does not depend on it."""
     max_samples: Annotated[int | None, RUN] = None
@@ -47,6 +53,8 @@ class EvaluateSettings(SeedSettings, DataSettings, ModelSettings, VerdictSetting
     """Stop after so many seconds and report what is known by then."""
     autocast: Annotated[Literal["bfloat16", "float16"] | None, RUN] = None
     """Lower precision for the attacks' passes; every success is confirmed in full precision."""
+    checkup: Annotated[bool, RUN] = True
+    """Look at two dozen samples from every side at the end, to tell whether the number can be trusted."""
     dry_run: Annotated[bool, RUN] = False
     """Print what it would cost, and stop."""
     out: Annotated[Path | None, RUN] = None
@@ -108,6 +116,9 @@ def run(
         "seed": settings.seed,
         "device": device,
         "max_samples": settings.max_samples,
+        "access": settings.access,
+        "query_budget": settings.query_budget,
+        "class_names": images.classes,
     }
     if settings.time_limit is not None and not settings.time_limit > 0:
         raise ValueError(f"--time-limit {settings.time_limit:g}: expected seconds, above 0")
@@ -134,8 +145,9 @@ def run(
                 shard=shard,
                 time_limit=settings.time_limit,
                 autocast=None if settings.autocast is None else getattr(torch, settings.autocast),
+                checkup=settings.checkup,
                 progress=watch.then(show),
-                class_names=images.classes,
+                query_log=settings.query_log,
                 model_info={"name": settings.model, "spec": models.spec(settings)},
             )
     except KeyboardInterrupt:

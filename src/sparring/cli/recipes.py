@@ -10,14 +10,14 @@ from sparring.cli.models import parse_arguments
 from sparring.cli.values import did_you_mean
 
 if TYPE_CHECKING:
-    from sparring.attacks import GradientAttack
+    from sparring.attacks import Attack
     from sparring.threat import Threat
 
 # What `evaluate` sets itself.
 _NOT_TYPED = {"threat", "stop_when_fooled", "autocast", "trace", "bounds"}
 
 
-def kinds() -> dict[str, type[GradientAttack]]:
+def kinds() -> dict[str, type[Attack]]:
     """The attacks by the names that are typed."""
     from sparring import attacks
 
@@ -29,10 +29,12 @@ def kinds() -> dict[str, type[GradientAttack]]:
         "mifgsm": attacks.MIFGSM,
         "difgsm": attacks.DIFGSM,
         "optimizer": attacks.OptimizerAttack,
+        "square": attacks.Square,
+        "hopskipjump": attacks.HopSkipJump,
     }
 
 
-def parse(typed: Sequence[str], threat: Threat) -> str | list[GradientAttack]:
+def parse(typed: Sequence[str], threat: Threat) -> str | list[Attack]:
     """``["adaptive"]`` as evaluate's own choice; otherwise one attack each. ValueError for an attack or a setting unknown."""
     if list(typed) == ["adaptive"]:
         return "adaptive"
@@ -41,7 +43,7 @@ def parse(typed: Sequence[str], threat: Threat) -> str | list[GradientAttack]:
     return [_one(text, threat) for text in typed]
 
 
-def _one(text: str, threat: Threat) -> GradientAttack:
+def _one(text: str, threat: Threat) -> Attack:
     name, _, settings = text.partition(":")
     kind = kinds().get(name.lower())
     if kind is None:

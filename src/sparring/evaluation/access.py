@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sparring.attacks import Attack, HopSkipJump, Square
+from sparring.evaluation import cascade
 from sparring.queries import Answers, QueryPool
 from sparring.rows import Rows
 from sparring.threat import Threat
@@ -17,37 +20,35 @@ ACCESS = ("gradients", "scores", "decisions")  # each is content with less than 
 BUDGET = 5000  # queries of a sample, where nobody says
 
 
-def check_access(access: str, query_budget: int | None, chosen_by_us: bool) -> None:
-    """ValueError for an access that there is none of, and for a budget that no attack would get."""
+def choose(
+    attacks: cascade.Attacks, threat: Threat, autocast: torch.dtype | None, access: str, query_budget: int | None
+) -> list[cascade.AnyAttack]:
+    """The attacks to run, none of which asks for more than there is; where the choice is ours, the one for this access.
+
+    ValueError for an access that is none, an attack that needs more, and a budget that no attack would get.
+    """
+    ours = cascade.is_adaptive(attacks)
     if access not in ACCESS:
         raise ValueError(f"access={access!r}: expected one of {', '.join(ACCESS)}")
-    if query_budget is None:
-        return
-    if not isinstance(query_budget, int) or query_budget < 1:
-        raise ValueError(f"query_budget={query_budget!r}: expected a whole number, at least 1")
-    if access == "gradients" or not chosen_by_us:
+    if query_budget is not None and (access == "gradients" or not ours):
         raise ValueError(
             f"query_budget={query_budget} with access={access!r}: it is for the attack that evaluate chooses under access "
             "'scores' or 'decisions'; give your own attacks their queries, as in sp.Square(threat, queries=1000)"
         )
-
-
-def default_attacks(access: str, threat: Threat, query_budget: int | None) -> list[Attack]:
-    """What `evaluate` runs for an auditor without gradients."""
-    kind = Square if access == "scores" else HopSkipJump
-    return [kind(threat, queries=BUDGET if query_budget is None else query_budget)]
-
-
-def check_attacks(attacks: Sequence[Any], access: str) -> None:
-    """ValueError for an attack that asks for more than there is."""
-    for attack in attacks:
-        needs = attack.access if isinstance(attack, Attack) else access
-        if ACCESS.index(needs) < ACCESS.index(access):
-            fits = [a.__name__ for a in (Square, HopSkipJump) if ACCESS.index(a.access) >= ACCESS.index(access)]
+    if ours and access != "gradients":
+        kind = Square if access == "scores" else HopSkipJump
+        attacks = kind(threat, queries=BUDGET if query_budget is None else query_budget)
+    chosen = cascade.resolve(attacks, threat, autocast)
+    for attack in chosen:
+        if isinstance(attack, Attack) and ACCESS.index(attack.access) < ACCESS.index(access):
+            fits = [
+                kind.__name__ for kind in (Square, HopSkipJump) if ACCESS.index(kind.access) >= ACCESS.index(access)
+            ]
             raise ValueError(
-                f"{attack.name} needs {needs}, and access={access!r} gives none: use {' or '.join(fits)}, or leave the "
-                "choice to evaluate"
+                f"{attack.name} needs {attack.access}, and access={access!r} gives none: use {' or '.join(fits)}, or leave "
+                "the choice to evaluate"
             )
+    return chosen
 
 
 @contextmanager

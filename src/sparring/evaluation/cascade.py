@@ -24,6 +24,7 @@ from sparring.attacks import (
     Attack,
     CarliniWagner,
     DeepFool,
+    HopSkipJump,
     OptimizerAttack,
     Square,
 )
@@ -49,6 +50,7 @@ NAMED: dict[str, Callable[[Threat], Attack]] = {
     "deepfool": DeepFool,
     "carliniwagner": CarliniWagner,
     "square": Square,
+    "hopskipjump": HopSkipJump,
     "optimizer": OptimizerAttack,
 }
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from sparring.attacks import GradientAttack
+from sparring.attacks import Attack, HopSkipJump, Square
 from sparring.attacks.inputs import check_inputs, check_label_range, check_labels, split_inputs
 from sparring.borrow import borrow
 from sparring.evaluation import cascade
+from sparring.evaluation.access import choose
 from sparring.evaluation.nearest import LOOKS, STEPS
 from sparring.evaluation.placing import placed, to_device
 from sparring.evaluation.source import Source
@@ -47,28 +48,37 @@ def estimate(
     seed: int = 0,
     device: torch.device | str | None = None,
     max_samples: int | None = None,
+    access: str = "gradients",
+    query_budget: int | None = None,
+    class_names: list[str] | None = None,
 ) -> Estimate:
     """The cost of `evaluate` with these arguments if every sample stood to the last step; the real cost is lower.
 
     Times one forward and backward of one batch (after one that warms up).
     """
-    chosen = cascade.resolve(attacks, threat, None)
-    ours = [attack for attack in chosen if isinstance(attack, GradientAttack)]
+    chosen = choose(attacks, threat, None, access, query_budget)
+    ours = [attack for attack in chosen if isinstance(attack, Attack)]
+    climbing = [attack for attack in ours if attack.access == "gradients"]
+    asking = [attack for attack in ours if isinstance(attack, (HopSkipJump, Square))]
     # besides the attacks: the clean look; and if it falls at the very end, to confirm, to find how near, and to show it
-    inwards = STEPS + 1 if ours else LOOKS
-    forwards = 1 + sum(attack.rounds * (attack.steps + 1) for attack in ours) + 1 + inwards + 2
-    backwards = sum(attack.rounds * attack.steps for attack in ours) + (STEPS if ours else 0)
+    inwards = STEPS + 1 if climbing else LOOKS
+    forwards = 1 + sum(attack.rounds * (attack.steps + 1) for attack in climbing) + 1 + inwards + 2
+    forwards += sum(attack.rounds * attack.queries for attack in asking)
+    backwards = sum(attack.rounds * attack.steps for attack in climbing) + (STEPS if climbing else 0)
     source = Source(data, batch_size, max_samples, seed)
     batch = next(iter(source))
-    with placed(model, device) as where, borrow(model) as borrowed:
+    labels = None if class_names is None else len(class_names)
+    with placed(model, device) as where, borrow(model, access=access, labels=labels) as borrowed:
         x, context = split_inputs(model, to_device(batch.x, where))
         check_inputs(x, threat)
         y = check_labels(batch.y, x)
         check_label_range(y, borrowed.look(x, context).shape[1])
-        borrowed.probe(x, lambda logits: margin(logits, y), context)
-        start = time.perf_counter()
-        borrowed.probe(x, lambda logits: margin(logits, y), context)
-        both = (time.perf_counter() - start) / len(x)
+        both = 0.0
+        if backwards:
+            borrowed.probe(x, lambda logits: margin(logits, y), context)
+            start = time.perf_counter()
+            borrowed.probe(x, lambda logits: margin(logits, y), context)
+            both = (time.perf_counter() - start) / len(x)
         start = time.perf_counter()
         borrowed.look(x, context)
         forward = (time.perf_counter() - start) / len(x)

@@ -12,7 +12,7 @@ import torch
 
 from sparring.borrow import borrow
 from sparring.evaluation import adaptive, cascade, shards
-from sparring.evaluation.access import check_access, check_attacks, default_attacks, logged
+from sparring.evaluation.access import choose, logged
 from sparring.evaluation.checkup import examine
 from sparring.evaluation.document import describe, describe_model, fingerprint, summarize
 from sparring.evaluation.gallery import gallery
@@ -95,16 +95,11 @@ def evaluate(
         raise ValueError(f"out={str(out)!r} is a file: expected a folder, which need not be there yet")
     if shard is None and processes() > 1:
         return together(evaluate, **given)
-    ours = cascade.is_adaptive(attacks)
-    check_access(access, query_budget, ours)
-    if ours and access != "gradients":
-        attacks = default_attacks(access, threat, query_budget)
-    chosen = cascade.resolve(attacks, threat, autocast)
+    chosen = choose(attacks, threat, autocast, access, query_budget)
     if plan is not None and len(plan.gates) != len(chosen):
         raise ValueError(
             f"a plan for {len(plan.gates)} attacks, and {len(chosen)} attacks: expected one of the same cascade"
         )
-    check_attacks(chosen, access)
     part = shards.check_shard(shards.WHOLE if shard is None else shard, folder)
     source = Source(data, batch_size, max_samples, seed, indices, part)
     about = describe_model(model, model_info)
@@ -125,7 +120,7 @@ def evaluate(
         names = class_names or getattr(getattr(data, "dataset", data), "classes", None)
         labels = None if names is None else len(names)
         borrowed = stack.enter_context(borrow(model, seed=seed, access=access, labels=labels))
-        if plan is None and cascade.is_adaptive(attacks):
+        if plan is None and cascade.is_adaptive(attacks) and access == "gradients":
             learn = partial(
                 study, borrowed, data, threat, adaptive.steps(threat), chosen, where,
                 batch_size=batch_size, max_samples=max_samples, seed=seed, indices=indices,
