@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import sparring as sp
 from networks import inputs, mlp
 from sparring.cli import main
-from sparring.evaluation.compare import Paired
+from sparring.evaluation.comparison import Paired
 from sparring.evaluation.statistics import Z95
 
 SHAPE = (3, 4, 5)

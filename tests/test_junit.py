@@ -13,7 +13,7 @@ import pytest
 import sparring as sp
 from networks import inputs, linear
 from sparring.cli import main
-from sparring.evaluation import junit
+from sparring.evaluation import junit_xml
 
 SHAPE = (3, 4, 5)
 
@@ -75,7 +75,7 @@ def parse(text: str) -> ET.Element:
 
 
 def test_the_schema_and_the_numbers(document: dict[str, Any]) -> None:
-    root = parse(junit(document))
+    root = parse(junit_xml(document))
     suite = root[0]
     assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "0", "1")
     cases = {case.get("name"): case for case in suite.findall("testcase")}
@@ -91,8 +91,8 @@ def test_the_schema_and_the_numbers(document: dict[str, Any]) -> None:
 def test_below_the_limit_is_a_failure(document: dict[str, Any]) -> None:
     value = document["robust_accuracy"]["value"]
     assert 0 < value < 1
-    assert parse(junit(document, value))[0].get("failures") == "0"  # at the limit is not below it
-    suite = parse(junit(document, value + 1e-6))[0]
+    assert parse(junit_xml(document, value))[0].get("failures") == "0"  # at the limit is not below it
+    suite = parse(junit_xml(document, value + 1e-6))[0]
     assert suite.get("failures") == "1"
     failure = suite.find("testcase/failure")
     assert failure is not None
@@ -102,7 +102,7 @@ def test_below_the_limit_is_a_failure(document: dict[str, Any]) -> None:
 
 def test_characters_that_xml_has_no_place_for(document: dict[str, Any]) -> None:
     strange = document | {"model": document["model"] | {"name": "net\x00\x1b[31m <&\ud800 é 🏖"}}
-    name = parse(junit(strange))[0].get("name", "")
+    name = parse(junit_xml(strange))[0].get("name", "")
     assert "é 🏖" in name
     assert "<&" in name
     assert "\x00" not in name

@@ -42,14 +42,14 @@ def limit_of(settings: VerdictSettings) -> float | None:
 
 def conclude(result: "EvaluationResult", settings: VerdictSettings, out: Path) -> Outcome:
     """Tell the verdict, write it for continuous integration, and say whether it is good enough."""
-    from sparring.evaluation import junit
+    from sparring.evaluation import junit_xml
     from sparring.evaluation.files import replacing
 
     limit = limit_of(settings)
     tell(result, out)
     if settings.junit is not None and speaks():
         with replacing(settings.junit) as file:
-            file.write(junit(result.document, limit))
+            file.write(junit_xml(result.document, limit))
     robust = result.robust_accuracy.value
     failed = limit is not None and robust < limit
     if failed:

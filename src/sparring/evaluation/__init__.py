@@ -1,10 +1,10 @@
 """How robust is it? A cascade of attacks over streamed data, a verdict with intervals, and evidence to check again."""
 
-from sparring.evaluation.compare import Comparison, compare
+from sparring.evaluation.comparison import Comparison, compare
 from sparring.evaluation.document import schema
 from sparring.evaluation.estimate import Estimate, estimate
-from sparring.evaluation.junit import junit
-from sparring.evaluation.merge import merge
+from sparring.evaluation.junit import junit_xml
+from sparring.evaluation.merging import merge
 from sparring.evaluation.progress import Progress
 from sparring.evaluation.result import EvaluationResult, load_result
 from sparring.evaluation.run import evaluate
@@ -23,7 +23,7 @@ __all__ = [
     "compare",
     "estimate",
     "evaluate",
-    "junit",
+    "junit_xml",
     "load_result",
     "merge",
     "schema",

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0, escaped or not
 
 
-def junit(document: dict[str, Any], fail_under: float | None = None) -> str:
+def junit_xml(document: dict[str, Any], fail_under: float | None = None) -> str:
     """The XML of a result document.
 
     Robust accuracy below `fail_under` (0 to 1) is a failure. A warning is a skipped case: seen, but no failure. Obeys the

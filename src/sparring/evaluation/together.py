@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparring.evaluation import shards
 from sparring.evaluation.document import describe_model
-from sparring.evaluation.merge import merge
+from sparring.evaluation.merging import merge
 from sparring.evaluation.placing import own_device
 from sparring.evaluation.progress import Bar, Progress, Shared
 from sparring.evaluation.result import EvaluationResult
@@ -105,7 +105,7 @@ def together(
     with ExitStack() as stack:
         team = stack.enter_context(joined())
         bare = stack.enter_context(_bare(model, team))
-        _check_same(team, bare, data, settings["seed"], settings["indices"])
+        _check_same(team, bare, data, settings["seed"], settings["indices"], settings["max_samples"])
         folder = _shared_folder(team, out)
         working = [shards.working(folder, (rank, team.size)) for rank in range(team.size)]
         show = stack.enter_context(Bar()) if progress is True and team.rank == 0 else progress
@@ -181,13 +181,19 @@ def _device(model: Model, device: torch.device | str | None) -> torch.device | N
     return None
 
 
-def _check_same(team: Team, model: Model, data: Any, seed: int, indices: torch.Tensor | None) -> None:
+def _check_same(
+    team: Team, model: Model, data: Any, seed: int, indices: torch.Tensor | None, max_samples: int | None
+) -> None:
     """ValueError, in all processes, where they were given different models, or different data: the shares are dealt here."""
     weights = describe_model(model, None)["sha256"]
     for rank, theirs in enumerate(team.gather(weights)):
         if theirs != weights:
             raise ValueError(f"the models of processes {team.rank} and {rank} have different weights: expected copies")
     source = Source(data, 1, None, seed, indices)
+    if source.total is not None and min(source.total, max_samples or source.total) < team.size:
+        raise ValueError(
+            f"{team.size} processes for {min(source.total, max_samples or source.total)} samples: use fewer processes"
+        )
     first = None
     if source.available is not None:
         batch = next(iter(source))

@@ -23,6 +23,7 @@ from sparring.evaluation.placing import placed, to_device
 from sparring.evaluation.records import DONE
 from sparring.evaluation.result import EvaluationResult
 from sparring.evaluation.run import evaluate
+from sparring.evaluation.shards import WHOLE
 from sparring.evaluation.source import Source, digest
 from sparring.noise import Noise
 from sparring.objective import fooled, predict
@@ -274,6 +275,7 @@ class _Again:
             seed=seed,
             device=self.device,
             indices=torch.tensor(index),
+            shard=WHOLE,
             plan=plan,
             access=self.result.document.get("access", "gradients"),
             class_names=self.result.document["data"]["class_names"],
