@@ -250,7 +250,7 @@ def test_verdicts_and_passes_at_any_batch_size(norm: str) -> None:
     )
     whole = attack(model, x, y)
     assert 0 < int(whole.success.sum()) < len(x)
-    results = [sp.evaluate(model, (x, y), THREATS[norm], attacks=attack, batch_size=size) for size in (1, 5, 13)]
+    results = [sp.evaluate(model, (x, y), THREATS[norm], attacks=attack, batch_size=size) for size in (1, 5)]
     for result in results:
         assert torch.equal(torch.as_tensor(result.robust), ~whole.success)
         row, first = result.document["attacks"][0], results[0].document["attacks"][0]

@@ -81,7 +81,7 @@ class FAB(RivalAttack, MinimalAttack):
         mine, its = threat.crossing(x, gradient, -here), threat.crossing(start, gradient, -there)
         near, far = (threat.size(nothing, change).clamp_min(1e-8) for change in (mine, its))
         share = per_sample((near / (near + far)).clamp_max(self.alpha_max), x)
-        moved = self._boxed(rows, (1 - share) * (x + self.eta * mine) + share * (start + self.eta * its))
+        moved = self._boxed(rows, x + (1 - share) * self.eta * mine + share * (start - x + self.eta * its))
         fools = probe.look(torch.arange(len(rows)), moved)
         moved = torch.where(per_sample(fools, x), start + self.beta * (moved - start), moved)
         last = rows.step == self.steps - 1
