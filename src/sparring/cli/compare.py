@@ -13,7 +13,7 @@ from sparring.cli.console import say, table
 from sparring.cli.settings import Settings
 
 if TYPE_CHECKING:
-    from sparring.evaluation.compare import Paired
+    from sparring.evaluation.comparison import Paired
 
 RESULTS = Parameter(group=Group("Results", sort_key=0))
 

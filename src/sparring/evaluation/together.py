@@ -112,6 +112,9 @@ def together(
         report = (
             Shared([share.path / "progress.json" for share in working], team.rank, show) if callable(show) else None
         )
+        if settings["query_log"] is not None:  # one file each: lines of several writers would mix
+            log = Path(settings["query_log"])
+            settings["query_log"] = log.with_stem(f"{log.stem}-{team.rank}-of-{team.size}")
         settings |= {"model": bare, "data": data, "out": folder, "shard": (team.rank, team.size)}
         result = evaluate(device=_device(bare, device), progress=report or False, **settings)
         if "shard" not in result.document["settings"]:
