@@ -144,7 +144,7 @@ def measure(attack: str, norm: str, name: str, steps: int, samples: int, seed: i
             torch.manual_seed(seed)
             counted, start = Counting(net).eval(), time.perf_counter()
             z = run(counted, x, y)
-            took, value = time.perf_counter() - start, _median_norm(net, ours.threat, x, y, z)
+            took, value = time.perf_counter() - start, median_norm(net, ours.threat, x, y, z)
             if value <= values.get(library, math.inf):
                 values[library], passes[library], seconds[library] = value, counted.passes / len(x), took
     own = values.pop("sparring")
@@ -155,7 +155,7 @@ def _call(attack: Attack, seed: int, net: nn.Module, x: Tensor, y: Tensor) -> Te
     return attack(net, x, y, seed=seed).x
 
 
-def _median_norm(net: nn.Module, threat: sp.Threat, x: Tensor, y: Tensor, z: Tensor) -> float:
+def median_norm(net: nn.Module, threat: sp.Threat, x: Tensor, y: Tensor, z: Tensor) -> float:
     """inf where it does not fool, or leaves the box."""
     with torch.no_grad():
         fools = (net(z).argmax(1) != y) & ((z >= -1e-6) & (z <= 1 + 1e-6)).flatten(1).all(1)
