@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+SHAPE = (3, 4, 5)  # of the inputs of `labelled`
 SHAPES = {2: (12,), 3: (2, 9), 4: (3, 4, 5)}  # by the rank of a batch; not square on purpose
 
 
@@ -73,6 +74,36 @@ def inputs(
     generator = torch.Generator().manual_seed(1000 + seed)
     x = (torch.rand((batch, *shape), generator=generator, dtype=torch.float64) * 1.3 - 0.15).clamp(0, 1)
     return x.to(dtype), torch.randint(0, classes, (batch,), generator=generator)
+
+
+def labelled(
+    model: nn.Module, count: int, dtype: torch.dtype = torch.float64, wrong: int = 10
+) -> tuple[Tensor, Tensor]:
+    """Inputs with the labels that the model gives them, every `wrong`-th apart."""
+    x, _ = inputs(count, SHAPE, dtype=dtype)
+    with torch.no_grad():
+        logits = model.eval()(x)
+    y = logits.argmax(1)
+    y[::wrong] = (y[::wrong] + 1) % logits.shape[1]
+    return x, y
+
+
+class Counting(nn.Module):
+    """Counts the samples that pass through a model in each direction."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.forwards, self.backwards = model, 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        self.forwards += len(x)
+        if logits.requires_grad:
+            logits.register_hook(self._count)
+        return logits
+
+    def _count(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)
 
 
 def best_linear_change(

@@ -13,45 +13,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sparring as sp
-from networks import convolutional, inputs, linear, mlp
+from networks import SHAPE, Counting, convolutional, inputs, labelled, linear, mlp
 from sparring.ascent import Pool
 from sparring.evaluation import Progress, estimate
 from sparring.evaluation.nearest import STEPS
 from sparring.evaluation.stages import OwnStage
 from sparring.evaluation.stream import Stream
 
-SHAPE = (3, 4, 5)
 EPS = 0.02
-
-
-def labelled(
-    model: nn.Module, count: int, dtype: torch.dtype = torch.float64, wrong: int = 10
-) -> tuple[Tensor, Tensor]:
-    """Inputs with the labels that the model gives them, every `wrong`-th apart."""
-    x, _ = inputs(count, SHAPE, dtype=dtype)
-    with torch.no_grad():
-        logits = model.eval()(x)
-    y = logits.argmax(1)
-    y[::wrong] = (y[::wrong] + 1) % logits.shape[1]
-    return x, y
-
-
-class Counting(nn.Module):
-    """Counts the samples that pass through a model in each direction."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.forwards, self.backwards = model, 0, 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.model(x)
-        self.forwards += len(x)
-        if logits.requires_grad:
-            logits.register_hook(self._count)
-        return logits
-
-    def _count(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
 
 
 def chosen(threat: sp.Threat) -> list[Any]:

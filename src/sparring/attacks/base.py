@@ -71,6 +71,10 @@ class Attack:
         """How often a sample may begin, in all."""
         return self.restarts
 
+    def pointless(self, classes: int) -> bool:
+        """Whether it has nothing to do on a model of so few classes."""
+        return False
+
     @property
     def needs_reference(self) -> bool:
         """Whether it uses the clean logits, `rows.reference`."""

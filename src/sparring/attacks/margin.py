@@ -54,12 +54,13 @@ class MarginAscent(RivalAttack, GradientAttack):
         if self.start not in ("input", "given"):
             raise ValueError(f"MarginAscent(start={self.start!r}): expected 'input' or 'given'")
 
+    def pointless(self, classes: int) -> bool:
+        return self.rivals is not None and self.first > classes - 2
+
     def aim(self, rows: Rows) -> None:
         if self.rivals is not None:
             assert rows.reference is not None
-            rows.targets = rival(
-                rows.reference, rows.y, (rows.restart + self.first).clamp_max(rows.reference.shape[1] - 2)
-            )
+            rows.targets = rival(rows.reference, rows.y, rows.restart + self.first)
 
     def again(self, rows: Rows) -> Tensor:
         if self.rivals is None or rows.reference is None:

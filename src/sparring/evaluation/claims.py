@@ -54,10 +54,9 @@ def check_totals(result: EvaluationResult) -> list[str]:
         expect(f"attack {i} ({row['name']}): robust_accuracy", row["robust_accuracy"], of(standing))
     passes, rows = document["passes"], document["attacks"]
     forwards, backwards = int(table["forwards"].sum()), int(table["backwards"].sum())
-    checkup = document.get("checkup") or {}
-    for way, beside in (("forwards", passes["gallery"]), ("backwards", 0)):
-        counted = {"forwards": forwards, "backwards": backwards}[way]
-        expect(f"passes: {way}", passes[way] - beside - checkup.get(way, 0), counted)
+    beside = [document.get(part) or {} for part in ("checkup", "plan")]
+    for way, counted, shown in (("forwards", forwards, passes["gallery"]), ("backwards", backwards, 0)):
+        expect(f"passes: {way}", passes[way] - shown - sum(part.get(way, 0) for part in beside), counted)
     expect("the attacks' backwards", sum(row["backwards"] for row in rows), backwards - passes["distance_backwards"])
     expect(
         "the attacks' forwards", sum(row["forwards"] for row in rows), forwards - passes["clean"] - passes["distance"]

@@ -14,6 +14,7 @@ from torch import Tensor
 from sparring.evaluation.document import SCHEMA_VERSION, schema
 from sparring.evaluation.files import replacing, sha256
 from sparring.evaluation.parts import Example, Parts, read_examples
+from sparring.evaluation.pilot import Plan
 from sparring.evaluation.records import DONE, Records
 from sparring.evaluation.source import Source, digest
 from sparring.evaluation.statistics import Proportion
@@ -112,6 +113,12 @@ class EvaluationResult:
     @property
     def warnings(self) -> list[Warning]:
         return [Warning(**warning) for warning in self.document["warnings"]]
+
+    @property
+    def plan(self) -> Plan | None:
+        """What the pilot of an adaptive run decided: who goes on to which attack."""
+        plan = self.document.get("plan")
+        return None if plan is None else Plan.from_json(plan)
 
     @property
     def examples(self) -> Iterator[Example]:

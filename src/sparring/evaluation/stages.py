@@ -31,6 +31,9 @@ class Stage(Protocol):
     @property
     def busy(self) -> bool: ...
 
+    def pointless(self, classes: int) -> bool:
+        """Whether it has nothing to do on a model of so few classes."""
+
     def feed(self, rows: Rows) -> None: ...
 
     def step(self) -> Rows | None:
@@ -73,6 +76,9 @@ class OwnStage:
     @property
     def busy(self) -> bool:
         return self._queued + len(self.pool) > 0
+
+    def pointless(self, classes: int) -> bool:
+        return self.attack.pointless(classes)
 
     def feed(self, rows: Rows) -> None:
         rows = fresh(rows)
@@ -143,6 +149,9 @@ class CallStage:
     @property
     def busy(self) -> bool:
         return self.ready > 0
+
+    def pointless(self, classes: int) -> bool:
+        return False
 
     def feed(self, rows: Rows) -> None:
         rows = fresh(rows)

@@ -253,19 +253,19 @@ class Stream:
         self.records.table["closeness"][places] = now.numpy()
 
     def _pass_on(self, standing: Rows, number: int) -> None:
-        """To the next attack that the plan has for each of these samples; after the last one they are robust."""
+        """To the next attack that is for each of these samples; after the last one they are robust."""
         for later in range(number + 1, len(self.stages)):
-            if self.plan is None or not len(standing):
-                break
-            goes = self.plan.admits(later, standing.closeness).cpu()
+            if not len(standing):
+                return
+            if self.stages[later].pointless(self.model.classes or 2):
+                continue
+            goes = torch.ones(len(standing), dtype=torch.bool)
+            if self.plan is not None:
+                goes = self.plan.admits(later, standing.closeness).cpu()
             if bool(goes.any()):
                 self.stages[later].feed(standing[goes])
-            standing = standing[~goes]
-        if not len(standing):
-            return
-        if self.plan is None and number + 1 < len(self.stages):
-            self.stages[number + 1].feed(standing)
-        else:
+                standing = standing[~goes]
+        if len(standing):
             if self.chosen is not None:
                 self.chosen.offer(standing, True)
             for place in standing.ticket.tolist():

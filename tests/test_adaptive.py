@@ -1,0 +1,255 @@
+"""The adaptive cascade: margin ascent, the pilot, the plan that it makes, and what the plan does to an evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparring as sp
+from networks import SHAPE, Counting, labelled, linear, mlp
+from sparring.evaluation import adaptive, pilot
+from sparring.evaluation.pilot import Gains, Plan
+from sparring.objective import margin
+
+EPS = 0.05
+
+
+def literal(model: Any, x: Tensor, y: int, eps: float, rivals: int, steps: int) -> float:
+    """Margin ascent on one sample under linf, step by step as its docstring says; the best difference that it met."""
+    with torch.no_grad():
+        clean = model(x[None])[0]
+    order = [int(c) for c in clean.argsort(descending=True) if int(c) != y][:rivals]
+    best, at = -math.inf, x.clone()
+    for round_, rival in enumerate(order):
+        z, velocity = (at.clone() if round_ else x.clone()), torch.zeros_like(x)
+        for step in range(steps + 1):
+            z = z.detach().requires_grad_()
+            logits = model(z[None])[0]
+            value = logits[rival] - logits[y]
+            if value.item() > best:
+                best, at = value.item(), z.detach().clone()
+            if step == steps:
+                break
+            (gradient,) = torch.autograd.grad(value, z)
+            velocity = 0.75 * velocity + gradient / gradient.abs().mean()
+            size = 2 * eps * (1 + math.cos(math.pi * step / steps)) / 2
+            z = (z.detach() + size * velocity.sign()).clamp(x - eps, x + eps).clamp(0, 1)
+    return best
+
+
+def test_margin_ascent_is_its_literal_version() -> None:
+    model = mlp(SHAPE)
+    x, y = labelled(model, 6)
+    adv = sp.MarginAscent(sp.Linf(EPS), steps=7, rivals=2)(model, x, y)
+    expected = [literal(model, x[i], int(y[i]), EPS, 2, 7) for i in range(len(x))]
+    with torch.no_grad():
+        fools = model(adv.x).argmax(1) != y
+    assert adv.success.equal(fools)
+    for i in (~adv.success).nonzero().flatten().tolist():
+        assert float(adv.objective[i]) == pytest.approx(expected[i], rel=1e-5)
+    assert adv.forwards == len(x) * (1 + 2 * 8)  # the clean logits, and steps + 1 for each rival
+    assert adv.backwards == len(x) * 2 * 7
+
+
+@pytest.mark.parametrize("threat", [sp.Linf(0.02), sp.L2(0.1), sp.L1(0.3)], ids=str)
+def test_on_a_linear_model_the_likeliest_rivals_margin_is_maximal(threat: sp.Threat) -> None:
+    model = linear(SHAPE, 4)
+    x, y = labelled(model, 8)
+    x = 0.3 + 0.4 * x  # the box is far away
+    y = model(x).argmax(1)
+    adv = sp.MarginAscent(threat, steps=30, rivals=3)(model, x, y)
+    weight = model[1].weight.detach()
+    dual = {"linf": 1, "l2": 2, "l1": math.inf}[threat.norm]
+    logits = model(x).detach()
+    for i in range(len(x)):
+        apart = weight - weight[y[i]]
+        reach = logits[i] - logits[i, y[i]] + threat.eps * apart.norm(dual, dim=1)
+        reach[y[i]] = -math.inf
+        assert float(adv.objective[i]) <= float(reach.max()) + 1e-9
+        if threat.norm != "l1":  # an l1 step shares itself out among entries
+            assert float(adv.objective[i]) == pytest.approx(
+                float(reach.max()), abs=0.02 * abs(float(reach.max())) + 1e-6
+            )
+
+
+def test_two_classes_have_one_rival() -> None:
+    model = linear(SHAPE, 2)
+    x, y = labelled(model, 4)
+    adv = sp.MarginAscent(sp.Linf(1e-6), steps=3, rivals=3)(model, x, y)
+    assert adv.backwards == 4 * 3
+    result = sp.evaluate(model, (x, y), sp.Linf(1e-6), checkup=False)
+    assert result.robust_accuracy.count == 3
+    assert [row["attacked"] for row in result.attacks][:3] == [3, 0, 0]  # there is no second rival to go for
+    assert result.plan is not None
+    assert result.plan.reached[:3] == (3, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"decay": 1.0}, "decay=1.0"),
+        ({"reach": 0.0}, "reach=0.0"),
+        ({"first": -1}, "first=-1"),
+        ({"start": "there"}, "expected 'input' or 'given'"),
+        ({"rivals": 0}, "rivals=0"),
+    ],
+)
+def test_bad_settings_get_one_line(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        sp.MarginAscent(sp.Linf(EPS), **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_gains_are_those_of_the_tenth_that_gained_most() -> None:
+    gains = Gains(1)
+    before = torch.ones(30)
+    gains.see(0, before, before - torch.arange(30) / 100, torch.zeros(30, dtype=torch.bool))
+    assert gains.gain(0) == pytest.approx((0.29 + 0.28 + 0.27) / 3)
+    assert Gains(1).gain(0) == 0
+
+
+def test_a_plan_follows_the_gains_and_survives_json() -> None:
+    steps = adaptive.steps(sp.Linf(EPS))
+    still, moving = Gains(5), Gains(5)
+    for number in range(5):
+        same = torch.full((10,), 0.8)
+        still.see(number, same, same, same < 0)
+        moving.see(number, same, same - 0.3, same < 0)
+    closed, open_ = (pilot.plan(steps, gains, 32, 10, 5) for gains in (still, moving))
+    assert closed.gates[0] is None
+    assert open_.gates[0] is None
+    assert closed.gates[5:] == (0.0,) * (
+        len(steps) - 5
+    )  # and on a network where search gains nothing nobody is searched
+    assert open_.gates[6] is None  # 5 times 0.3
+    assert open_.gates[8] == steps[8].gate.most
+    assert Plan.from_json(json.loads(json.dumps(open_.to_json()))) == open_
+
+
+def test_the_plan_decides_who_is_attacked_by_what() -> None:
+    model, threat = mlp(SHAPE), sp.Linf(0.02)
+    x, y = labelled(model, 60)
+    attacks = [sp.MarginAscent(threat, rivals=1), sp.Square(threat, queries=20, start="given")]
+    gate = 0.6
+    plan = Plan((None, gate), 0, (), (), (), 0, 0)
+    result = sp.evaluate(model, (x, y), threat, attacks=attacks, plan=plan, checkup=False)
+    everybody = sp.evaluate(model, (x, y), threat, attacks=attacks[:1], checkup=False)
+    left = {row["index"]: row["closeness"] for row in everybody.samples() if row["correct"] and row["robust"]}
+    assert 0 < sum(value <= gate for value in left.values()) < len(left)
+    assert result.attacks[1]["attacked"] == sum(value <= gate for value in left.values())
+    for row in result.samples():
+        if row["index"] in left and left[row["index"]] > gate:
+            assert row["robust"]
+            assert row["closeness"] == left[row["index"]]
+    with pytest.raises(ValueError, match="a plan for 2 attacks, and 1"):
+        sp.evaluate(model, (x, y), threat, attacks=attacks[:1], plan=plan)
+
+
+def test_closeness_is_what_is_left_of_the_margin() -> None:
+    model, threat = mlp(SHAPE), sp.Linf(0.01)
+    x, y = labelled(model, 20)
+    attack = sp.MarginAscent(threat, rivals=1)
+    result = sp.evaluate(model, (x, y), threat, attacks=attack, checkup=False)
+    adv = attack(model, x, y)
+    with torch.no_grad():
+        clean = margin(model(x), y)
+    for row in result.samples():
+        if row["robust"]:
+            i = row["index"]
+            assert row["closeness"] == pytest.approx(float(adv.objective[i] / clean[i]), rel=1e-4)
+
+
+class Rounded(nn.Module):
+    """A network that sees its input in steps: the gradient is zero everywhere."""
+
+    def __init__(self, model: nn.Module, levels: int) -> None:
+        super().__init__()
+        self.model, self.levels = model, levels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model((x * self.levels).round() / self.levels + 0 * x)
+
+
+def test_a_network_that_hides_its_gradients_gets_a_search_and_a_warning() -> None:
+    open_, threat = mlp(SHAPE), sp.Linf(0.1)
+    x, y = labelled(open_, 60)
+    masked = Rounded(open_, 12)
+    plain = sp.evaluate(open_, (x, y), threat)
+    hidden = sp.evaluate(masked, (x, masked(x).argmax(1)), threat)
+    by_gradients = sp.evaluate(masked, (x, masked(x).argmax(1)), threat, attacks=sp.PGD(threat, steps=20))
+    assert "masking" in {warning.code for warning in hidden.warnings}
+    assert "masking" not in {warning.code for warning in plain.warnings}
+    assert hidden.robust_accuracy.count < by_gradients.robust_accuracy.count - 6
+
+
+def test_on_an_open_network_the_plan_keeps_the_search_shut() -> None:
+    model, threat = mlp(SHAPE), sp.Linf(0.02)
+    counting = Counting(model)
+    x, y = labelled(model, 200)
+    result = sp.evaluate(counting, (x, y), threat)
+    robust = result.robust_accuracy.count
+    assert robust > 60
+    assert (result.forwards, result.backwards) == (counting.forwards, counting.backwards)
+    assert result.plan is not None
+    assert max(gate or 0 for gate in result.plan.gates[6:]) < 0.1
+    assert (result.forwards + result.backwards) / robust < 200
+    thorough = sp.evaluate(
+        model, (x, y), threat, attacks=[sp.PGD(threat, steps=100, restarts=3), sp.Square(threat, 500)]
+    )
+    assert robust <= thorough.robust_accuracy.count
+
+
+def test_float64_verdicts_are_the_same_at_any_batch_size() -> None:
+    model, threat = mlp(SHAPE), sp.Linf(0.03)
+    data = labelled(model, 50)
+    results = [sp.evaluate(model, data, threat, batch_size=size) for size in (7, 64)]
+    rows = [[(row["index"], row["robust"], row["attack"], row["forwards"]) for row in r.samples()] for r in results]
+    assert rows[0] == rows[1]
+    assert results[0].plan == results[1].plan
+
+
+def test_shards_and_a_second_start_follow_the_plan_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, threat = mlp(SHAPE), sp.Linf(0.03)
+    data = labelled(model, 40)
+    whole = sp.evaluate(model, data, threat)
+    first = sp.evaluate(model, data, threat, out=tmp_path, shard=(0, 2))
+    assert Plan.from_json(json.loads((tmp_path / "plan.json").read_text())["plan"]) == whole.plan == first.plan
+
+    def never(*_: Any, **__: Any) -> Plan:
+        raise AssertionError("the pilot ran again")
+
+    monkeypatch.setattr("sparring.evaluation.run.study", never)
+    sp.evaluate(model, data, threat, out=tmp_path, shard=(1, 2))
+    merged = sp.merge(tmp_path)
+    assert merged.plan == whole.plan
+    assert merged.robust.equal(whole.robust)
+    assert merged.document["passes"]["pilot"] == whole.document["passes"]["pilot"]
+
+
+def test_verify_follows_the_plan(tmp_path: Path) -> None:
+    model, threat = mlp(SHAPE), sp.Linf(0.03)
+    data = labelled(model, 40)
+    sp.evaluate(model, data, threat, out=tmp_path)
+    report = sp.verify(tmp_path, model, data)
+    assert report.lies == []
+    # attacked by everything, plan or no plan, some sample may well fall: that is no lie
+    shut = json.loads((tmp_path / "result.json").read_text())["plan"]
+    assert len(shut["gates"]) == len(adaptive.steps(threat))
+
+
+def test_every_step_can_be_told_from_its_settings() -> None:
+    from sparring.evaluation.cascade import recorded
+
+    for threat in (sp.Linf(EPS), sp.L2(0.5), sp.L1(1.0)):
+        attacks = [step.attack for step in adaptive.steps(threat)]
+        again = recorded([{"name": a.name, "settings": a.settings()} for a in attacks], threat)
+        assert again == [replace(a) for a in attacks]
