@@ -127,6 +127,7 @@ def without_times(document: dict[str, Any]) -> dict[str, Any]:
     return kept | {"passes": passes}
 
 
+@pytest.mark.slow
 def test_all_processes_get_the_result_of_one(place: Path) -> None:
     done = torchrun(place, "script.py", str(place))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -160,6 +161,7 @@ def test_all_processes_get_the_result_of_one(place: Path) -> None:
     assert last[:2] == [N, N]
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_on_the_command_line(place: Path) -> None:
     (place / "kill").touch()
     typed = ["evaluate", "--model", "nets.py:make", "--data", "data.npz", "--eps", "8/255", "--attacks", "pgd:steps=30"]
