@@ -15,41 +15,37 @@ DRAWS = 4000
 class Remaining:
     """late, before: finds in the last doubling of the effort, and in the doubling before it.
 
-    effort: the most passes that a standing sample has cost. estimate: how many of those that stand would fall if the
-    effort went on doubling; low, high: its 90% interval; all of them at most.
+    effort: the most passes that a standing sample has cost. estimate: how many samples one more doubling would find, and so
+    how many are left at least; low, high: its 90% interval.
     """
 
     late: int
     before: int
     effort: int
     estimate: float
-    low: float
-    high: float
+    low: int
+    high: int
 
 
 def remaining(records: Records) -> Remaining | None:
-    """What is left, judged by the removal method; None where nothing stands, or nothing was attacked.
+    """What one more doubling would find, by the removal method; None where nothing stands, or nothing was attacked.
 
-    As in fishing a pond out (Moran, 1951; Zippin, 1956): if each doubling of the effort finds a part r of what the one
-    before found, then the next ones find late · (r + r² + …). Both finds are Poisson, so that the interval comes from
-    Gamma draws (Jeffreys' prior), with a seed of its own. A lower r cannot be told from small numbers: with few finds the
-    interval is wide and says so.
+    As in fishing a pond out (Moran, 1951; Zippin, 1956): if the last doubling of the effort found a part r of what the
+    doubling before it did, then the next one finds r · late, and no more than the last did. All three are Poisson; the
+    interval comes from Gamma draws of the first two (Jeffreys' prior) and Poisson draws of the third, with a seed of its own.
     """
     table = records.table
     done = table["correct"] & (table["state"] == DONE)
     effort = table["passes"].sum(axis=(1, 2), dtype=np.int64)
     standing, fallen = done & table["robust"], done & ~table["robust"]
-    if not standing.any():
-        return None
-    full = int(effort[standing].max())
+    full = int(effort[standing].max(initial=0))
     if not full:
         return None
     late = int((effort[fallen] > full / 2).sum())
     before = int(((effort[fallen] > full / 4) & (effort[fallen] <= full / 2)).sum())
-    most = int(standing.sum())
-    draw = np.random.default_rng(0)
+    draw, most = np.random.default_rng(0), int(standing.sum())
     last, first = draw.gamma(late + 0.5, size=DRAWS), draw.gamma(before + 0.5, size=DRAWS)
-    left = np.where(last < first, last * last / np.maximum(first - last, 1e-9), np.inf).clip(0, most)
-    low, high = (float(np.quantile(left, q)) for q in (0.05, 0.95))
-    estimate = late * late / (before - late) if late < before else float(most if late else 0)
+    found = draw.poisson(last * np.minimum(1, last / first)).clip(0, most)
+    low, high = (int(np.quantile(found, q, method="nearest")) for q in (0.05, 0.95))
+    estimate = late * min(1.0, late / max(before, 1))
     return Remaining(late, before, full, min(float(most), estimate), low, high)

@@ -224,12 +224,11 @@ def _strength(records: Records, checkup: Mapping[str, int]) -> Iterator[Warning]
         )
     left, total = remaining(records), len(records.table)
     if left is not None and left.late >= 5 and left.estimate > 0.01 * total:
-        count = f"about {left.estimate:.0f}" if left.late < left.before else "many"
         yield _warning(
             "restarts-find-more",
-            f"Of the samples that fell, {left.late} did so in the second half of the effort ({left.effort} passes a "
-            f"standing sample) and {left.before} in the quarter before it: {count} of those that stand would fall too if the "
-            f"effort grew on (90% interval: {left.low:.0f} to {left.high:.0f}).",
+            f"Of the samples that fell, {left.late} did so in the second half of the effort ({left.effort} passes for a "
+            f"sample that stood it all) and {left.before} in the quarter before it: twice the effort would fool about "
+            f"{left.estimate:.0f} more (90% interval: {left.low} to {left.high}), and that is not the end.",
             "Attacks that have come to an end find next to nothing at last; these had not.",
             "Give them more steps and restarts, until the last ones find nothing new.",
         )
@@ -237,13 +236,13 @@ def _strength(records: Records, checkup: Mapping[str, int]) -> Iterator[Warning]
 
 def _examples(checkup: Mapping[str, int]) -> Iterator[Warning]:
     tried, lost = checkup.get("rounded", 0), checkup.get("rounded_away", 0)
-    if not _is_random(checkup) and clearly(lost, tried, 0.05, 3):
+    if not _is_random(checkup) and clearly(lost, tried, 0.1, 3):
         yield _warning(
             "rounding",
             f"{lost} of {tried} adversarial examples fool no more when they are rounded to 8 bits, as in an image file.",
-            "These samples fall to numbers that no image can hold: against an attacker who sends images the model is "
-            "stronger than it looks.",
-            "Say so beside the number, or evaluate a model that rounds its input (sp.straight_through).",
+            "As they are, they don't prove that these samples fall to an attacker who sends image files; such an attacker "
+            "may find others, or none.",
+            "To know, evaluate a model that rounds its input to 8 bits first (sp.straight_through).",
         )
 
 
