@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import sparring as sp
 from networks import RowWise, inputs, linear, mlp
 from sparring.borrow import borrow
+from sparring.cli.app import main
 from sparring.noise import Noise
 from sparring.transforms import ResizedAndPadded
 
@@ -204,3 +205,26 @@ def test_a_matrix_that_cannot_be() -> None:
     assert nothing["PGD", "a", "a"].total == 0
     assert nothing.to_json()["rates"]["PGD"]["a"]["a"]["value"] is None
     assert "–" in nothing.table()
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    both = ["a=small-cnn", "b=lenet5"]
+    data = ["--data", "fashion-mnist:bundled", "--max-samples", "20", "--device", "cpu", "--out", "found"]
+    assert (
+        main(["transfer", "--models", *both, *data, "--attacks", "fgsm", "difgsm:steps=2", "--eps", "0.1", "--json"])
+        == 0
+    )
+    document = json.loads(capsys.readouterr().out)
+    assert document["targets"] == ["a", "b"]
+    assert document["attacks"]["DIFGSM"]["steps"] == 2
+    assert document["threat"] == "Linf(0.1)"
+    assert json.loads((tmp_path / "found" / "transfer.json").read_text()) == document
+    for wrong, message in [
+        (["--models", "small-cnn"], "expected two or more"),
+        (["--models", "small-cnn", "small-cnn"], "two are called 'small-cnn'; name them"),
+        (["--models", *both, "--weights", "x.pt"], "1 files for 2 models; give one each, or none"),
+        (["--models", *both, "--attacks", "adaptive"], "expected attacks by name"),
+    ]:
+        assert main(["transfer", *wrong, *data]) == 2
+        assert message in capsys.readouterr().err
