@@ -29,8 +29,13 @@ class UniversalPerturbation(LearnedAttack):
     delta: what was learned, (*S), in the ball.
 
     >>> import sparring as sp
-    >>> model = torch.nn.Linear(4, 2)
-    >>> x, y = torch.rand(64, 4), torch.zeros(64, dtype=torch.int64)
+    >>> x, y = torch.linspace(0.6, 0.9, 40).repeat(2, 1).T, torch.zeros(40, dtype=torch.int64)
+    >>> model = lambda x: torch.stack([x.sum(1) - 1, 1 - x.sum(1)], 1)  # class 0: the sum is above 1
+    >>> attack = sp.UniversalPerturbation(sp.Linf(0.25)).fit(model, (x, y), steps=20)
+    >>> attack.delta
+    tensor([-0.2500, -0.2500])
+    >>> attack.fooling_rate(model, (x, y))
+    50.0% [35.2%, 64.8%] (20 of 40)
     """
 
     step_size: float | None = None
