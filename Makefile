@@ -16,7 +16,7 @@ demo: $(READY)
 	$(BIN)/sparring demo
 
 test: $(READY) lint types
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -136,7 +136,7 @@ def test_killed_and_started_again(moment: str, count: int, kind: int, whole: Pat
 
 
 def test_killed_at_random_moments_many_times(whole: Path, tmp_path: Path) -> None:
-    """Every 90 calls of the model: each start goes a little further."""
+    """Every 120 calls of the model: each start goes a little further."""
     out, starts = tmp_path / "out", 0
     while True:
         starts += 1
@@ -145,7 +145,7 @@ def test_killed_at_random_moments_many_times(whole: Path, tmp_path: Path) -> Non
         def stop(module: nn.Module, args: Any) -> None:
             nonlocal calls
             calls += 1
-            if calls == 90:
+            if calls == 120:
                 raise KeyboardInterrupt
 
         model.register_forward_pre_hook(stop)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -344,3 +346,20 @@ def test_a_plan_of_another_evaluation_is_not_used(tmp_path: Path) -> None:
     file.write_text("{")
     with pytest.raises(ValueError, match=r"plan.json: not a readable plan"):
         kept(file, {"model": "c"}, lambda: mine)
+
+
+def test_two_processes_do_not_share_a_shard(tmp_path: Path) -> None:
+    """A requeued task whose first life is not over, or torchrun with the same --shard for all."""
+    code = "import sys, time; from sparring.evaluation.files import locked; from pathlib import Path; "
+    code += "kept = locked(Path(sys.argv[1]) / 'lock'); print('locked', flush=True); time.sleep(60)"
+    folder = tmp_path / "shard-0-of-2"
+    other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match=r"another process is at work in .*shard-0-of-2"):
+            run(tmp_path, (0, 2))
+    finally:
+        other.kill()
+        other.wait()
+    assert run(tmp_path, (0, 2)).clean_accuracy.total == 27

@@ -299,7 +299,7 @@ def test_foreign_attacks_are_projected_and_asked_again(model: nn.Module, data: t
         (returns(lambda x: x[:1]), r"attack foreign returned shape \(1, 3, 4, 5\): expected \(\d+, 3, 4, 5\)"),
         (returns(lambda x: x.flatten(1)), "attack foreign returned shape"),
         (returns(lambda x: None), "attack foreign returned NoneType"),
-        ("pdg", "attack 'pdg': expected 'adaptive', one of fgsm, .*pgd"),
+        ("pdg", "attack 'pdg': expected 'adaptive', 'autoattack', .* one of fgsm, .*pgd"),
         (["pgd", "adaptive"], "give it alone"),
         ([], "attacks is empty"),
         (3, "attack 3: expected an attack, its name, or a callable"),
@@ -322,7 +322,9 @@ def test_attacks_go_by_name_class_or_instance(model: nn.Module, data: tuple[Tens
     rows = [quick(model, data, attacks=a).attacks[0] for a in ("PGD", "pgd", sp.PGD, [sp.PGD(THREAT)])]
     assert all({**row, "seconds": 0} == {**rows[0], "seconds": 0} for row in rows)
     assert [row["name"] for row in quick(model, data, attacks=["mi-fgsm", "r_fgsm"]).attacks] == ["MIFGSM", "RFGSM"]
-    assert len(quick(model, data, attacks="Adaptive").attacks) == 4
+    names = [row["name"] for row in quick(model, data, attacks="Adaptive").attacks]
+    assert names[:4] == ["MarginAscent"] * 4
+    assert "Square" in names
 
 
 @pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("max_samples", 0), ("threat", 0.1)])

@@ -92,8 +92,9 @@ def forge(
     document["per_class"] = per_class(records, document["data"]["class_names"])
     document["curve"] = curve(records, document["threat"]["eps"])
     document["data"]["sha256"] = records.data_sha256()
-    passes["forwards"] = int(table["forwards"].sum()) + passes["gallery"]
-    passes["backwards"] = int(table["backwards"].sum())
+    beside = {way: passes[f"pilot{way}"] + passes[f"checkup{way}"] for way in ("", "_backwards")}
+    passes["forwards"] = int(table["forwards"].sum()) + passes["gallery"] + beside[""]
+    passes["backwards"] = int(table["backwards"].sum()) + beside["_backwards"]
     document["files"] = {name: sha256(folder / name) for name in document["files"]}
     if edit is not None:
         edit(document)
@@ -220,7 +221,7 @@ def test_one_sample_claimed_robust_though_it_falls(folder: Path) -> None:
     ("change", "line"),
     [
         ({"robust": True}, "called robust though an attack fooled them"),
-        ({"robust": True, "attack": -1}, "given a distance though nothing fooled them"),
+        ({"robust": True, "attack": -1}, "called robust though an example within eps is told of"),
         ({"correct": False}, "against their clean prediction"),
         ({"distance": 10.0}, "not between 0 and the example's norm"),
         ({"prediction": -1}, "fooled without a wrong prediction"),

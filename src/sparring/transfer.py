@@ -160,7 +160,7 @@ def transfer_matrix(
     >>> x = torch.tensor([[0.9, 0.3], [0.2, 0.8]])
     >>> nets = {"one": lambda x: x @ one, "two": lambda x: x @ two}
     >>> transfer_matrix(nets, (x, torch.tensor([0, 1])), Linf(0.31), [FGSM(Linf(0.31))])["FGSM", "one", "two"]
-    100.0% [34.2%, 100.0%] (2 of 2)
+    50.0% [9.5%, 90.5%] (1 of 2)
     """
     shown = models if targets is None else targets
     everyone = _everyone(models, shown)

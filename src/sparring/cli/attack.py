@@ -18,7 +18,7 @@ from sparring.cli.values import NORM_NAMES, Number, as_float, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sparring.attacks import GradientAttack
+    from sparring.attacks import Attack
 
 ATTACK = Parameter(group=Group("Attack", sort_key=4))
 EPS = {"linf": "8/255", "l2": "3", "l1": "200", "l0": "1000"}
@@ -122,7 +122,7 @@ def attack(settings: AttackSettings) -> Outcome:
     return Outcome({"attack": crafting.name, "settings": settings.document(), "images": documents, "passes": passes})
 
 
-def build(settings: AttackSettings) -> "GradientAttack":
+def build(settings: AttackSettings) -> "Attack":
     """The attack that the settings describe. ValueError where one does not belong to it."""
     import math
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparring.evaluation.files import replacing, writing
+from sparring.evaluation.files import locked, replacing, writing
 from sparring.evaluation.parts import SHARD_BYTES, Parts, part_of, save_examples
 from sparring.evaluation.records import DONE, Records
 
@@ -35,6 +35,7 @@ class Store(Parts):
             folder = Path(tempfile.mkdtemp(prefix="sparring-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.folder = folder
+        self._lock = locked(folder / "lock")
         super().__init__(Records(attacks), lambda part: part_of(folder, part))
         self._waiting: list[tuple[int, Tensor, Tensor]] = []  # place, original, adversarial
         self._unwritten: list[int] = []

@@ -91,7 +91,7 @@ def _answers(records: Records, checkup: Mapping[str, int]) -> Iterator[Warning]:
             f"another class for {checkup['turned']}.",
             "An attack on one draw of a random model misses what the next draw shows: gradients are noisy, an example that "
             "fooled once may not fool again, and the robust accuracy comes out too high.",
-            "Attack the expectation: wrap the model in sp.eot, or turn the randomness off.",
+            "Attack the expectation: wrap the model in sp.expectation, or turn the randomness off.",
         )
     if not random and 4 * checkup.get("company", 0) > samples:
         yield _warning(
@@ -108,7 +108,7 @@ def _answers(records: Records, checkup: Mapping[str, int]) -> Iterator[Warning]:
             f"{unconfirmed} successes against {right} attacked samples were gone when the model was asked again, and were "
             "not counted.",
             "The model may be random, its output may depend on the rest of the batch, or lower precision (autocast) decided.",
-            "Evaluate a deterministic model in full precision, or attack the expectation (sp.eot).",
+            "Evaluate a deterministic model in full precision, or attack the expectation (sp.expectation).",
         )
 
 
