@@ -19,6 +19,13 @@ from torch import Tensor
 from sparring.report import pictures, render, words
 
 VOID = {"meta", "img", "input", "br", "hr", "link"}
+WARNING = {
+    "code": "masking",
+    "message": "Four fell. It hides. Look.",
+    "seen": "Four fell.",
+    "why": "It hides.",
+    "todo": "Look.",
+}
 EVIL = "<script>alert(1)</script>\"' onload=x & a_token_without_any_space" + "_x" * 60
 
 
@@ -117,7 +124,7 @@ def test_nothing_is_fetched_and_the_policy_allows_only_its_own_style_and_script(
 
 
 def test_ids_are_unique_and_every_reference_has_its_target() -> None:
-    html = render(document(warnings=[{"code": "c", "message": "m"}]), picture)
+    html = render(document(warnings=[WARNING]), picture)
     page = Page(html)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -140,7 +147,10 @@ def test_the_first_screen_says_what_was_found() -> None:
 
 
 def test_text_of_the_document_is_escaped_everywhere() -> None:
-    changed = document(warnings=[{"code": EVIL, "message": EVIL}], files={EVIL: EVIL}, created=EVIL)
+    evil = {"code": EVIL, "message": EVIL}
+    changed = document(
+        warnings=[evil, {**evil, "seen": EVIL, "why": EVIL, "todo": EVIL}], files={EVIL: EVIL}, created=EVIL
+    )
     changed["data"].update(class_names=[EVIL] * 3, name=EVIL, spec=EVIL)
     changed["model"].update(name=EVIL, spec=EVIL)
     changed["attacks"][0].update(name=EVIL, settings={EVIL: EVIL})
@@ -230,11 +240,20 @@ def test_a_run_that_is_not_finished_says_so_before_the_verdict() -> None:
 
 
 def test_warnings_are_announced_on_the_first_screen() -> None:
-    changed = document(warnings=[{"code": "probabilities", "message": "Return logits."}] * 2)
-    text = Page(render(changed, picture)).text
+    text = Page(render(document(warnings=[WARNING] * 2), picture)).text
     assert text.index("2 warnings: read them") < text.index("Clean accuracy")
-    assert "Return logits." in text
     assert "warning" not in Page(render(document(), picture)).text
+
+
+def test_a_warning_says_what_was_seen_why_it_matters_and_what_to_do() -> None:
+    text = Page(render(document(warnings=[WARNING]), picture)).text
+    assert "masking Four fell. It hides. What to do. Look." in text
+
+
+def test_a_warning_in_one_part_is_shown_whole() -> None:
+    text = Page(render(document(warnings=[{"code": "probabilities", "message": "Return logits."}]), picture)).text
+    assert "probabilities Return logits." in text
+    assert "What to do" not in text
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,7 @@ def test_the_document_and_the_report_say_what_was_seen_why_it_matters_and_what_t
     result = evaluated(Around(MODELS["random-model"]), out=tmp_path)
     warning = next(w for w in result.warnings if w.code == "random-model")
     assert warning.message == f"{warning.seen} {warning.why} {warning.todo}"
-    assert "sp.eot" in warning.todo
+    assert "sp.expectation" in warning.todo
     html = render(result.document, result.picture)
     assert all(part in html for part in ("random-model", warning.why, "What to do"))
     loaded = sp.EvaluationResult.load(tmp_path)
