@@ -114,6 +114,7 @@ def test_a_wrong_config_gets_one_line(
     line = one_line(capsys)
     assert said in line
     assert "c.yaml" in line or "--lr" in line
+    assert "*" not in line
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,8 @@ def test_a_wrong_config_gets_one_line(
         (["descent", "--optimizer-args", "momentum"], "expected key=value"),
         (["descent", "--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["descent", "--config", "."], "cannot be read"),
+        (["evaluate", "--modle", "small-cnn", "--data", "mnist"], "Unknown option: --modle. Did you mean '--model'?"),
+        (["evaluate", "--model", "small-cnn", "--dta=mnist"], "Unknown option: --dta. Did you mean '--data'?"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_code_2(

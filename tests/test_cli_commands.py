@@ -186,6 +186,9 @@ def test_a_time_limit_ends_with_what_is_known(place: Path, capsys: pytest.Captur
         (["--normalize", "0.5"], "--normalize"),
         (["--output", "logits"], "logits"),
         (["--max-sample", "5"], "Did you mean --max-samples"),
+        (["--attacks", "autoattak"], "Did you mean 'autoattack'"),
+        (["--attacks", "pgd", "autoattack"], "--attacks autoattack is a whole list of attacks"),
+        (["--attacks", "fmn:stps=3"], "Did you mean 'steps'"),
     ],
 )
 def test_a_mistake_gets_one_line(
@@ -198,6 +201,24 @@ def test_a_mistake_gets_one_line(
     assert captured.out == ""
     assert captured.err.count("\n") == 1, captured.err
     assert said in captured.err
+
+
+def test_a_data_set_that_is_not_there_is_not_its_own_suggestion(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SPARRING_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(place))
+    for typed, hint in (("gtsrb", False), ("gtsbr", True)):
+        assert main(["evaluate", "--model", "nets.py:make", "--data", typed]) == BAD_INPUT
+        assert ("Did you mean 'gtsrb'?" in capsys.readouterr().err) == hint
+
+
+def test_the_autoattack_ensemble_by_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--attacks", "autoattack", "--max-samples", "4", "--json", "--no-checkup"]
+    assert main(["evaluate", "--model", "nets.py:make", "--data", "data.npz", *more]) == DONE
+    document = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in document["attacks"]] == ["APGD", "APGD", "FAB", "Square"]
+    assert document["checkup"] is None
 
 
 def test_what_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,6 +265,16 @@ def test_an_optimiser_attacks_without_a_ball(place: Path, capsys: pytest.Capture
     assert document["attack"] == "OptimizerAttack"
     assert document["passes"]["backwards"] == 5
     assert document["images"][0]["norm"] > 3  # farther than the L2 ball that would be the default
+
+
+def test_few_pixels_are_enough(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = str(picture(place / "a.png"))
+    assert main(["attack", image, *ARGUMENTS, "--norm", "l0", "--target", "3", "--steps", "20", "--json"]) == DONE
+    document = json.loads(capsys.readouterr().out)
+    assert document["attack"] == "FMN"
+    (found,) = document["images"]
+    assert found["success"]
+    assert 0 < found["norm"] == found["norm_8bit"] < 200  # of 3,072 values
 
 
 @pytest.mark.parametrize(

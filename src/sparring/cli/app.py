@@ -19,6 +19,7 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from sparring.cli import config
 from sparring.cli.console import speaks
 from sparring.cli.settings import Settings
+from sparring.cli.values import did_you_mean
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 
@@ -95,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MissingArgumentError as error:
         if error.argument is None or error.keyword is not None:
             return _complain(command, str(error), BAD_INPUT)
+        if (typo := _unknown(tokens, command)) is not None:  # more likely the reason than something forgotten
+            return _complain(command, typo, BAD_INPUT)
         return _complain(command, f"{error.argument.name} is missing; see sparring {command} --help", BAD_INPUT)
     except Exception as error:
         if "--debug" in tokens:
@@ -129,6 +132,17 @@ def _run(tokens: list[str], command: str) -> int:
     json.dump(outcome.document, sys.stdout, indent=1, allow_nan=False)
     sys.stdout.write("\n")
     return outcome.code
+
+
+def _unknown(tokens: Sequence[str], command: str) -> str | None:
+    """A complaint about the first option that the command does not have, None where it has them all."""
+    arguments = _app()[command].assemble_argument_collection()
+    known = [name for argument in arguments for name in argument.names if name.startswith("-")]
+    for token in tokens:
+        name = token.split("=")[0]
+        if name.startswith("--") and len(name) > 2 and name.replace("_", "-") not in known:
+            return f"Unknown option: {name}.{did_you_mean(name, known)}"
+    return None
 
 
 def _complain(command: str, message: str, code: int) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from sparring.cli import models, recipes
+from sparring.cli import models
 from sparring.cli.app import Outcome
 from sparring.cli.console import say, table, waiting
 from sparring.cli.settings import DATA, MANY, MODEL, THREAT, ModelSettings, SeedSettings
@@ -29,6 +29,7 @@ TAKES = {
     "rfgsm": {"objective"},
     "ifgsm": {"steps", "objective"},
     "mifgsm": {"steps", "objective"},
+    "fmn": {"steps"},
     "optimizer": {"steps", "objective", "optimizer", "lr", "optimizer_args"},
 }
 
@@ -57,10 +58,10 @@ class AttackSettings(SeedSettings, ModelSettings, Photographs):
     """Largest change, pixels in [0, 1]; left out: 8/255 for linf, 3 for l2, 200 for l1, 1000 values for l0."""
     target: Annotated[str | None, THREAT] = None
     """Class to reach: its number, its name, or least-likely, second, random; left out, any wrong class will do."""
-    attack: Annotated[Literal["pgd", "fgsm", "rfgsm", "ifgsm", "mifgsm", "optimizer"] | None, ATTACK] = None
-    """pgd if left out, or optimizer where --optimizer is given."""
+    attack: Annotated[Literal["pgd", "fgsm", "rfgsm", "ifgsm", "mifgsm", "fmn", "optimizer"] | None, ATTACK] = None
+    """pgd if left out, fmn for l0, or optimizer where --optimizer is given. fmn looks for the smallest change."""
     steps: Annotated[int | None, ATTACK] = None
-    """Gradient steps; left out: pgd 40, ifgsm and mifgsm 10, optimizer 100."""
+    """Gradient steps; left out: pgd 40, ifgsm and mifgsm 10, fmn and optimizer 100."""
     restarts: Annotated[int | None, ATTACK] = None
     """Random starts of pgd; 1 if left out."""
     objective: Annotated[Literal["cross-entropy", "margin", "dlr", "logit"] | None, ATTACK] = None
@@ -126,9 +127,10 @@ def build(settings: AttackSettings) -> "Attack":
     """The attack that the settings describe. ValueError where one does not belong to it."""
     import math
 
+    from sparring.evaluation.cascade import NAMED
     from sparring.threat import Threat, parse_eps
 
-    name = settings.attack or ("optimizer" if settings.optimizer else "pgd")
+    name = settings.attack or ("optimizer" if settings.optimizer else "fmn" if settings.norm == "l0" else "pgd")
     options = ("steps", "restarts", "objective", "optimizer", "lr", "optimizer_args")
     given = {option: getattr(settings, option) for option in options if getattr(settings, option) not in (None, [])}
     for option in given:
@@ -146,7 +148,7 @@ def build(settings: AttackSettings) -> "Attack":
         given["lr"] = as_float(given["lr"])
     if "optimizer_args" in given:
         given["options"] = models.parse_arguments(given.pop("optimizer_args"), "--optimizer-args")
-    return recipes.kinds()[name](threat, **given)
+    return NAMED[name](threat, **given)
 
 
 def probabilities(model: Any, x: "Tensor") -> "Tensor":

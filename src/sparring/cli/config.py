@@ -43,7 +43,7 @@ def apply(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) ->
     """A cyclopts config source: fill in what the command line left open from the file named by ``--config``."""
     from cyclopts import Token
 
-    by_name = {argument.name.lstrip("-"): argument for argument in arguments if argument.parse}
+    by_name = {argument.name.lstrip("-"): argument for argument in arguments if argument.parse and argument.name != "*"}
     chosen = by_name.get("config")
     if chosen is None or not chosen.tokens:
         return
@@ -52,7 +52,7 @@ def apply(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) ->
         name = key.replace("_", "-")
         argument = _find(name, by_name)
         if argument is None or name == "config":
-            known = sorted(name for name in by_name if name != "config")
+            known = sorted(name.lower() for name in by_name if name != "config")
             raise ValueError(
                 f"--config {path}: {' '.join(commands) or app.name[0]} has no option {key!r}."
                 + (did_you_mean(name, known) or f" Known: {', '.join(known)}")

@@ -53,7 +53,7 @@ class EvaluateSettings(SeedSettings, DataSettings, ModelSettings, VerdictSetting
     """Stop after so many seconds and report what is known by then."""
     autocast: Annotated[Literal["bfloat16", "float16"] | None, RUN] = None
     """Lower precision for the attacks' passes; every success is confirmed in full precision."""
-    checkup: Annotated[bool, RUN] = True
+    checkup: Annotated[bool, RUN, Parameter(negative="--no-checkup")] = True
     """Look at two dozen samples from every side at the end, to tell whether the number can be trusted."""
     dry_run: Annotated[bool, RUN] = False
     """Print what it would cost, and stop."""

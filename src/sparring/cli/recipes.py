@@ -17,37 +17,25 @@ if TYPE_CHECKING:
 _NOT_TYPED = {"threat", "stop_when_fooled", "autocast", "trace", "bounds"}
 
 
-def kinds() -> dict[str, type[Attack]]:
-    """The attacks by the names that are typed."""
-    from sparring import attacks
-
-    return {
-        "pgd": attacks.PGD,
-        "fgsm": attacks.FGSM,
-        "rfgsm": attacks.RFGSM,
-        "ifgsm": attacks.IFGSM,
-        "mifgsm": attacks.MIFGSM,
-        "difgsm": attacks.DIFGSM,
-        "optimizer": attacks.OptimizerAttack,
-        "square": attacks.Square,
-        "hopskipjump": attacks.HopSkipJump,
-    }
-
-
 def parse(typed: Sequence[str], threat: Threat) -> str | list[Attack]:
-    """``["adaptive"]`` as evaluate's own choice; otherwise one attack each. ValueError for an attack or a setting unknown."""
-    if list(typed) == ["adaptive"]:
-        return "adaptive"
-    if "adaptive" in typed:
-        raise ValueError("--attacks adaptive is a whole list of attacks: give it alone")
+    """One attack each, or the name of a whole list, such as "adaptive". ValueError for an attack or a setting unknown."""
+    from sparring.evaluation.cascade import WHOLE
+
+    if len(typed) == 1 and typed[0].lower() in WHOLE:
+        return typed[0].lower()
+    for text in typed:
+        if text.lower() in WHOLE:
+            raise ValueError(f"--attacks {text} is a whole list of attacks: give it alone")
     return [_one(text, threat) for text in typed]
 
 
 def _one(text: str, threat: Threat) -> Attack:
     name, _, settings = text.partition(":")
-    kind = kinds().get(name.lower())
+    from sparring.evaluation.cascade import NAMED, WHOLE
+
+    kind = NAMED.get(name.lower())
     if kind is None:
-        known = ["adaptive", *kinds()]
+        known = [*WHOLE, *NAMED]
         hint = did_you_mean(name, known) or f" Known: {', '.join(known)}"
         raise ValueError(f"--attacks {name!r}: no such attack.{hint}")
     arguments: dict[str, Any] = parse_arguments(settings.split(","), f"--attacks {name}:") if settings else {}

@@ -50,12 +50,14 @@ else:
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'linf'?`` with a leading space, or nothing when no known name is near.
+    """`` Did you mean 'linf'?`` with a leading space, or nothing when no known name is near, or it is one of them.
 
     >>> did_you_mean("lnif", ["linf", "l2"])
     " Did you mean 'linf'?"
     """
     names = list(known)
+    if given in names:
+        return ""
     folded = {name.lower(): name for name in names}
     near = difflib.get_close_matches(given.lower(), list(folded), n=1, cutoff=0.6)
     return f" Did you mean {folded[near[0]]!r}?" if near else ""

@@ -97,18 +97,25 @@ def tell(result: "EvaluationResult", out: Path) -> None:
     if not result.finished:
         say("Time ran out: this is what is known so far; the same command without --time-limit goes on.")
     for warning in result.warnings:
-        say(f"Warning ({warning.code}): {warning.message}", style="yellow")
+        say(f"Warning ({warning.code}): {warning.seen or warning.message}", style="yellow")
+        for name, text in (("Why it matters", warning.why), ("What to do", warning.todo)):
+            if text:
+                say(f"  {name}: {text}")
     say(f"Report: {out / 'report.html'}")
 
 
 def _described(row: dict[str, Any]) -> str:
     """``PGD, 40 steps, margin``: what tells one attack of a list from the next."""
     settings = row["settings"]
-    restarts = settings.get("restarts", 1)
+    restarts, first, rivals = settings.get("restarts", 1), settings.get("first", 0), settings.get("rivals")
     parts = [
         row["name"],
         f"{settings['steps']} steps" if "steps" in settings else None,
+        f"{settings['queries']:,} queries" if "queries" in settings else None,
         f"{restarts} restarts" if restarts > 1 else None,
+        f"rival{'s' if rivals > 1 else ''} {first + 1}{f' to {first + rivals}' if rivals > 1 else ''}"
+        if rivals
+        else None,
         settings.get("objective"),
         f"towards {settings['targets']}" if settings.get("targets") else None,
     ]

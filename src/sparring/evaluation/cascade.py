@@ -36,7 +36,7 @@ from sparring.threat import Threat
 AnyAttack = Attack | Callable[..., Any]  # anybody's: (model, x, y) → adversarial x
 Attacks = str | AnyAttack | Sequence[str | AnyAttack]
 
-NAMED: dict[str, Callable[[Threat], Attack]] = {
+NAMED: dict[str, type[Attack]] = {
     "fgsm": FGSM,
     "rfgsm": RFGSM,
     "ifgsm": IFGSM,
@@ -58,6 +58,8 @@ ENSEMBLES: dict[str, Callable[[Threat], list[Attack]]] = {
     "autoattack": autoattack.standard,
     "autoattack-rand": autoattack.randomised,
 }
+
+WHOLE = ("adaptive", *ENSEMBLES)  # each a list of attacks, chosen by evaluate
 
 
 def is_adaptive(attacks: Attacks) -> bool:
@@ -81,10 +83,10 @@ def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> l
     for attack in chosen:
         if isinstance(attack, str):
             name = attack.lower().replace("-", "").replace("_", "")
-            if attack.lower() in ("adaptive", *ENSEMBLES):
+            if attack.lower() in WHOLE:
                 raise ValueError(f"{attack.lower()!r} is a whole list of attacks: give it alone")
             if name not in NAMED:
-                whole = ", ".join(map(repr, ("adaptive", *ENSEMBLES)))
+                whole = ", ".join(map(repr, WHOLE))
                 raise ValueError(f"attack {attack!r}: expected {whole}, one of {', '.join(NAMED)}, or an attack")
             attack = NAMED[name](threat)
         elif isinstance(attack, type):
