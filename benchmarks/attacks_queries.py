@@ -31,7 +31,7 @@ ROUNDS = (3, 10)
 
 
 class Counting(nn.Module):
-    """The network, and how many samples have passed through it."""
+    """The network, and how many samples have passed through it. It takes float64 too, which ART makes of some inputs."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Counting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.queries += len(x)
         with torch.no_grad():
-            return self.net(x)
+            return self.net(x.float())
 
 
 def contests(samples: int, seed: int) -> Iterator[Contest]:

@@ -155,7 +155,7 @@ def test_the_critic_tells_real_from_made_and_says_how_to_look_real() -> None:
 def test_the_gan_loss_keeps_images_closer_to_real_ones() -> None:
     x, y = shades(64)
     plain, shy = (
-        AdvGAN(sp.Linf(0.3), width=8, gan_weight=weight).fit(Bright(), (x, y), steps=60, batch_size=32)
+        AdvGAN(sp.Linf(0.3), width=8, gan_weight=weight).fit(Bright(), (x, y), steps=40, batch_size=24)
         for weight in (0.0, 30.0)
     )
     moved = [float((found(Bright(), x, y).x - x).abs().mean()) for found in (plain, shy)]

@@ -19,11 +19,11 @@ from sparring.threat import per_sample
 class FMN(MinimalAttack):
     """Fast minimum-norm attack, for every norm. Pintor, Roli, Brendel and Biggio (2021).
 
-    Each step climbs the margin and projects onto the box and a ball of the sample's own. Until something fools, the ball
-    reaches to where a linear model would put the boundary; from then on it shrinks by the part gamma where the iterate fools
-    and grows by it where it does not. Step and gamma are annealed by a cosine. Unlike the paper's, a step is measured in
-    radii of the ball and not in input units, so that one setting serves all inputs, and it goes along the norm's steepest
-    direction mixed with the gradient itself.
+    Each step climbs the margin and projects onto the box and a ball of the sample's own. It shrinks by the part gamma
+    where the iterate fools and grows by it where it does not; until something fools, it reaches at least to where a linear
+    model would put the boundary. Step and gamma are annealed by a cosine. Unlike the paper's, a step is measured in radii of
+    the ball and not in input units, so that one setting serves all inputs, and it goes along the norm's steepest direction
+    mixed with the gradient itself.
 
     steps: K cost K backwards and K + 1 forwards. step_size: of the first step, in radii (l0: of the largest change, in widths
     of the box); the last is a hundredth of it. gamma: the first part by which the radius changes; the last is 0.001.
@@ -78,7 +78,8 @@ def _radius(rows: Rows, gradient: Tensor, gamma: Tensor) -> Tensor:
     radius = rows.memory["radius"]
     size = rows.threat.size(rows.original, rows.x)
     boundary = size - rows.current.to(size.dtype) / slope(rows, gradient)
-    waiting = torch.where(rows.norm.isfinite(), radius * (1 + gamma), boundary.clamp_max(_far(rows)))
+    wider = torch.where(radius.isinf(), 0, radius) * (1 + gamma)
+    waiting = torch.where(rows.norm.isfinite(), wider, torch.maximum(boundary, wider).clamp_max(_far(rows)))
     return torch.where(rows.fools, torch.minimum(radius, rows.norm) * (1 - gamma), waiting)
 
 
