@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.combined import Combined
+from sparring.layout import Layout
 from sparring.noise import Noise
 from sparring.transforms import Keys, RandomTransform
 from sparring.wrappers import Context, Model, decided
@@ -30,6 +31,7 @@ class Borrowed:
     cost: the passes that one answer takes; above 1 where the model combines several answers.
     access: "gradients"; "scores": logits without a graph, whoever asks; "decisions": nothing but the class on top, which is
     also what a model may return, as labels (B,) of `labels` classes.
+    batch: the largest batch to come, where that is known; only a compiled model cares.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Borrowed:
         *,
         access: str = "gradients",
         labels: int | None = None,
+        batch: int = 0,
     ) -> None:
         self.access, self.labels = access, labels
         self.model, self.autocast, self.seed = model, autocast, seed
@@ -48,6 +51,8 @@ class Borrowed:
         self.cost = 1
         self.classes: int | None = None
         modules = list(modules)
+        self.layout = Layout.of(model, modules)
+        self.layout.largest = batch
         self.combined = [module for module in modules if isinstance(module, Combined)]
         self.transforms = [module for module in modules if isinstance(module, RandomTransform)]
         self._calls: dict[int, int] = {}  # how often each sample was asked, where it has random numbers of its own
@@ -58,6 +63,8 @@ class Borrowed:
 
     def call(self, x: Tensor, context: Context) -> Tensor:
         """Checked logits (B, C), one counted forward a sample, with a graph where gradients are on."""
+        count = len(x)
+        x, context = self.layout.arrange(x, context)
         cast = nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
         before = sum(module.extra for module in self.combined)
         try:
@@ -72,12 +79,19 @@ class Borrowed:
             ) from error
         if self.access == "decisions":
             logits = decided(logits, self.labels)
-        passes = len(x) + sum(module.extra for module in self.combined) - before
-        self.forwards += passes
-        self.cost = passes // max(len(x), 1)
+        self.cost = 1 + (sum(module.extra for module in self.combined) - before) // max(len(x), 1)
+        self.forwards += self.cost * count
         if self.classes is None or not isinstance(logits, Tensor) or logits.shape != (len(x), self.classes):
             self.classes = _check_logits(logits, len(x), self.classes)
-        return logits
+        return self._first(logits, count) if self.layout.compiled else logits
+
+    def _first(self, logits: Tensor, count: int) -> Tensor:
+        """The logits of so many rows."""
+        first = self.layout.own(logits[:count])
+        for module in self.combined:
+            if module.output is logits:
+                module.output, module.parts = first, [part[:count] for part in module.parts]
+        return first
 
     @contextmanager
     def _drawing(self, context: Context, count: int) -> Iterator[None]:
@@ -131,7 +145,7 @@ class Borrowed:
                 torch.autograd.grad(column.sum(), x, allow_unused=True, retain_graph=i + 1 < len(columns))[0]
                 for i, column in enumerate(columns)
             ]
-        found = [gradient for gradient in gradients if gradient is not None]
+        found = [self.layout.own(gradient) for gradient in gradients if gradient is not None]
         if len(found) < len(gradients):
             raise ValueError("the model's logits do not depend on the attacked input: is another input meant?")
         gradient = torch.stack(found, 1) if value.ndim == 2 else found[0]
@@ -231,6 +245,7 @@ def borrow(
     *,
     access: str = "gradients",
     labels: int | None = None,
+    batch: int = 0,
 ) -> Iterator[Borrowed]:
     """Borrow `model`: every submodule in evaluation mode, no parameter collecting gradients, inference mode off.
 
@@ -259,8 +274,9 @@ def borrow(
             module.training, module.dropout = True, 0.0
         for parameter, _, _ in grads:
             parameter.requires_grad_(False)
-        with torch.inference_mode(False):
-            yield Borrowed(model, autocast, seed, modules, access=access, labels=labels)
+        borrowed = Borrowed(model, autocast, seed, modules, access=access, labels=labels, batch=batch)
+        with torch.inference_mode(False), borrowed.layout.compiling():
+            yield borrowed
     finally:
         for module, mode in modes:
             module.training = mode

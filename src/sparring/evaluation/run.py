@@ -121,7 +121,7 @@ def evaluate(
         stack.enter_context(OwnRandomness(seed))  # of a model that is random by itself
         names = class_names or getattr(getattr(data, "dataset", data), "classes", None)
         labels = None if names is None else len(names)
-        borrowed = stack.enter_context(borrow(model, seed=seed, access=access, labels=labels))
+        borrowed = stack.enter_context(borrow(model, seed=seed, access=access, labels=labels, batch=batch_size))
         if plan is None and cascade.is_adaptive(attacks) and access == "gradients":
             learn = partial(
                 study, borrowed, data, threat, adaptive.steps(threat), chosen, where,
