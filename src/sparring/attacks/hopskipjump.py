@@ -111,8 +111,9 @@ class HopSkipJump(Attack):
         point = answers.points[at]
         keep_better(rows, point, answers.value[at], answers.prediction[at], answers.success[at] & single)
         point, fools = point.to(rows.x.dtype), success[last]
-        for here in phase.unique().tolist():
-            mine = phase == here
+        before = phase.clone()  # each sample learns once: what it goes on to is asked for in the next batch
+        for here in before.unique().tolist():
+            mine = before == here
             yes, no = (mine & fools).nonzero().flatten(), (mine & ~fools).nonzero().flatten()
             if here == LOOK:
                 phase[no] = FIND
