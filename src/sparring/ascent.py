@@ -106,14 +106,8 @@ class Pool:
 
         rounds: how often a sample may begin, default the recipe's restarts.
         """
-        self.model, self.recipe, self.objective = model, recipe, objective
-        self.seed, self.capacity, self.stop_when_fooled, self.goal, self.trace = (
-            seed,
-            capacity,
-            stop_when_fooled,
-            goal,
-            trace,
-        )
+        self.model, self.recipe, self.objective, self.seed, self.capacity = model, recipe, objective, seed, capacity
+        self.stop_when_fooled, self.goal, self.trace = stop_when_fooled, goal, trace
         self.rounds = rounds or recipe.restarts
         self.active: Rows | None = None
         self.parked: Rows | None = None
@@ -224,11 +218,8 @@ class Pool:
 
     def _finish(self) -> Rows | None:
         """Look at last iterates: done, unless restarts are left that could still change something."""
-        rows, self.parked = self.parked, None
-        assert rows is not None
-        if len(rows) > self._limit:
-            order = torch.arange(len(rows))
-            rows, self.parked = rows[order[: self._limit]], rows[order[self._limit :]]
+        assert self.parked is not None
+        rows, self.parked = self.parked.split(self._limit)
         point = rows.threat.rounded(rows.original, rows.x)
         logits = self.model.look(point, rows.context)
         rows.forwards = rows.forwards + 1
@@ -254,6 +245,9 @@ class Pool:
         """Keep it where it is better; (N,) bool, whether it fools."""
         prediction = predict(logits)
         success = fooled(prediction, rows.y, rows.targets if self.goal else None)
+        if self.model.autocast is not None and (self.stop_when_fooled or self.recipe.keep == "nearest"):
+            rows.forwards = rows.forwards + success.cpu()
+            success = confirmed(self.model, rows, point, success, self.goal)
         if self.recipe.keep == "last" and bool((rows.step < self.recipe.steps).any()):
             return success
         keep_better(rows, point, value, prediction, success)
@@ -281,6 +275,19 @@ class Pool:
         return gradient
 
 
+def confirmed(model: Borrowed, rows: Rows, points: Tensor, claims: Tensor, goal: bool) -> Tensor:
+    """(N,) bool: whether those of the points (N, *S) that fool under autocast, (N,) bool, do so in full precision; one forward
+    each. A sample that left for an example which does not hold would be missed by the steps that it did not take, and what
+    a search finds nearest is where rounding decides."""
+    sure = claims.clone()
+    if bool(claims.any()):
+        some = rows[claims.cpu()]
+        with model.precision(None):
+            logits = model.look(points[claims], some.context)
+        sure[claims] = fooled(predict(logits), some.y, some.targets if goal else None)
+    return sure
+
+
 @dataclass
 class _Asking:
     """The probe that a recipe gets with its rows."""
@@ -302,8 +309,8 @@ class _Asking:
         point = some.threat.rounded(some.original, x)
         logits = pool.model.look(point, some.context)
         success = pool._keep(some, point, logits, pool._value(some, logits))
-        rows.forwards[which] += 1
-        for name in () if some is rows else ("best", "value", "prediction", "fooled", "norm"):
+        for name in () if some is rows else ("best", "value", "prediction", "fooled", "norm", "forwards"):
             kept, here = getattr(rows, name), getattr(some, name)
             setattr(rows, name, kept.index_copy(0, which.to(kept.device), here) if len(kept) else kept)
+        rows.forwards[which] += 1
         return success

@@ -61,6 +61,15 @@ class Borrowed:
         """The context, with what the random numbers inside the model are keyed by, where there are any."""
         return {**context, INDEX: index} if self.transforms else context
 
+    @contextmanager
+    def precision(self, autocast: torch.dtype | None) -> Iterator[None]:
+        """Run the model under torch.autocast with this dtype (None: in its own precision) for the length of the block."""
+        before, self.autocast = self.autocast, autocast
+        try:
+            yield
+        finally:
+            self.autocast = before
+
     def call(self, x: Tensor, context: Context) -> Tensor:
         """Checked logits (B, C), one counted forward a sample, with a graph where gradients are on."""
         count = len(x)

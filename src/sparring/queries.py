@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sparring.ascent import Trace
+from sparring.ascent import Trace, confirmed
 from sparring.borrow import Borrowed
 from sparring.noise import Noise
 from sparring.objective import Objective, check_label_range, fooled, predict
@@ -150,6 +150,9 @@ class QueryPool:
         if self.trace is not None:
             self._record(rows, asked.owner, value, logits)
         success = fooled(prediction, whose.y, whose.targets if self.goal else None)
+        if self.stop_when_fooled and self.model.autocast is not None:
+            rows.forwards = rows.forwards + torch.bincount(asked.owner[success.cpu()], minlength=len(rows))
+            success = confirmed(self.model, whose, points, success, self.goal)
         return Answers(asked.owner, points, success, prediction, value)
 
     def _record(self, rows: Rows, owner: Tensor, value: Tensor, logits: Tensor) -> None:

@@ -61,6 +61,13 @@ class Rows:
         """The rows that a (N,) bool mask or an int64 index on the CPU selects."""
         return replace(self, **{f.name: _take(getattr(self, f.name), rows) for f in fields(self)})
 
+    def split(self, count: int) -> tuple[Rows, Rows | None]:
+        """The first so many, and the rest, if any."""
+        if len(self) <= count:
+            return self, None
+        order = torch.arange(len(self))
+        return self[order[:count]], self[order[count:]]
+
     def __add__(self, other: Rows) -> Rows:
         """Both, one after the other."""
         if not len(self) or not len(other):

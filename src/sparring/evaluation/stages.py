@@ -96,20 +96,25 @@ class OwnStage:
         start = time.perf_counter()
         # joining copies the pool, so wait until a quarter of it is free (or nobody else will come)
         if self.queue is not None and self.pool.room >= max(1, self.capacity // 4):
-            count = min(self.pool.room, len(self.queue))
-            order = torch.arange(len(self.queue))
-            joining, rest = self.queue[order[:count]], self.queue[order[count:]]
-            self.queue = rest if len(rest) else None
+            joining, self.queue = self.queue.split(self.pool.room)
             self.pool.add(joining)
-        autocast, self.model.autocast = self.model.autocast, self.attack.autocast
-        try:
+        with self.model.precision(self.attack.autocast):
             done = self.pool.step()
-        finally:
-            self.model.autocast = autocast
         if done is not None:
+            if self.attack.autocast is not None and not len(done.norm):
+                self._look_again(done)
             self._hand_on(done)
         self.seconds += time.perf_counter() - start
         return done
+
+    def _look_again(self, rows: Rows) -> None:
+        """Those that autocast leaves standing: whether their best iterate fools in full precision, one forward each."""
+        standing = (~rows.fooled).cpu()
+        if bool(standing.any()):
+            some, there = rows[standing], standing.to(rows.fooled.device)
+            logits = self.model.look(some.best, some.context)
+            rows.fooled = rows.fooled.masked_scatter(there, fooled(predict(logits), some.y))
+            rows.forwards = rows.forwards + standing
 
     def _hand_on(self, rows: Rows) -> None:
         """Where the next attack may start: the best iterate, and in a run of margin attacks the best of them all."""
@@ -160,9 +165,7 @@ class CallStage:
     def step(self) -> Rows | None:
         start = time.perf_counter()
         assert self.queue is not None
-        order = torch.arange(len(self.queue))
-        rows, rest = self.queue[order[: self.capacity]], self.queue[order[self.capacity :]]
-        self.queue = rest if len(rest) else None
+        rows, self.queue = self.queue.split(self.capacity)
         counted = _Counting(self.model, rows.context)
         with self.randomness, torch.enable_grad():
             found = self.attack(counted, rows.original.clone(), rows.y.clone())  # it may write to what it gets

@@ -83,7 +83,8 @@ class Stream:
             if self.time_limit is not None and self.seconds >= self.time_limit:
                 break
         for number in range(len(self.stages)):  # where time ran out
-            self._settle(number)
+            while self.fallen[number] is not None:
+                self._settle(number)
             for rows in self.stages[number].under_way():
                 self._account(rows, number)
         self._tell(last=True)
@@ -273,9 +274,10 @@ class Stream:
 
     def _settle(self, number: int) -> None:
         """Confirm this stage's examples by asking again, and find how near failure lies; the others stand."""
-        rows, self.fallen[number] = self.fallen[number], None
-        if rows is None:
+        waiting = self.fallen[number]
+        if waiting is None:
             return
+        rows, self.fallen[number] = waiting.split(self.batch_size)
         logits = self.model.look(rows.best, rows.context)
         prediction = predict(logits)
         sure = fooled(prediction, rows.y).cpu()
