@@ -137,11 +137,13 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(
 def test_dry_run_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate("--dry-run", "--max-samples", "50", attacks="pgd:steps=10,restarts=2") == DONE
     said = capsys.readouterr().out
-    assert "at most 50 samples × " in said
-    assert "and 30 backwards" in said  # two restarts of ten steps, and ten inwards
+    assert ", 50 samples: " in said
+    assert "passes each if all fall at once" in said
     assert sorted(path.name for path in place.iterdir() if path.is_dir()) in ([], ["__pycache__"])
     assert evaluate("--dry-run", "--json") == DONE
-    assert json.loads(capsys.readouterr().out)["estimate"]["samples"] == 120
+    cost = json.loads(capsys.readouterr().out)["estimate"]
+    assert cost["samples"] == 120
+    assert cost["fallen"]["seconds"] < cost["most"]["seconds"]
 
 
 def test_runs_have_folders_of_their_own(place: Path) -> None:

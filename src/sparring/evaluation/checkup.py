@@ -21,6 +21,7 @@ from sparring.wrappers import AttackedInput
 
 STANDING, FALLEN = 16, 8  # how many samples are looked at, of those that no attack fooled and of those that one did
 EXAMPLES = 32  # how many examples are rounded to 8 bits
+LOOKS, FORWARDS, BACKWARDS = 7, 48, 36  # what a sample costs that no probe fools: asked for logits alone, and in all
 SMALL, USUAL, LARGE = 0.1, 0.25, 1.0  # lengths of a step, in units of eps
 
 Findings = dict[str, int]
@@ -70,7 +71,7 @@ def check(
     """What these samples (N of them, all classified correctly) show; `judge` knows what it means.
 
     standing: (N,) bool, no attack has fooled them. gradients: False where the model may be asked for logits alone.
-    Counts only, so that those of several shards add up. About 85 passes for a standing sample, half that for another:
+    Counts only, so that those of several shards add up. 84 passes for a standing sample, about half that for another:
     - samples, standing: how many were looked at. combined: 1 where the model combines several answers (as EOT does).
     - repeats, turned: logits, and the class, differ when the same batch is asked again. company: logits depend on the batch.
     - one_step, ten_steps, small_steps, large_steps: how many of the standing samples are fooled by one step of length eps,
