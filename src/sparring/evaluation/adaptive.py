@@ -50,12 +50,12 @@ def steps(threat: Threat) -> list[Step]:
     climb = MarginAscent(threat, steps=10, rivals=None, reach=0.5, start="given")
     search = [
         Step(Square(threat, queries=100, p_init=0.2, start="given"), Gate(0.01, 4, 4.0), measured=True),
-        Step(climb, Gate(0.0, 4, 5.0)),
-        Step(Square(threat, queries=1000, p_init=0.3, start="given"), Gate(0.0, 4, 5.0)),
+        Step(climb, Gate(0.0, 4, 5.0, 0.85)),
+        Step(Square(threat, queries=1000, p_init=0.3, start="given"), Gate(0.0, 4, 5.0, 0.85)),
         Step(climb, Gate(0.0, 4, 4.0, 0.4)),
         Step(Square(threat, queries=2000, p_init=0.5, start="given"), Gate(0.0, 4, 3.5, 0.4)),
         Step(climb, Gate(0.0, 4, 2.0, 0.15)),
-        Step(Square(threat, queries=4000, start="given"), Gate(0.0, 4, 1.2, 0.15)),
+        Step(Square(threat, queries=3000, start="given"), Gate(0.0, 4, 1.2, 0.15)),
         Step(climb, Gate(0.0, 4, 1.2, 0.15)),
     ]
     return ascent + search
