@@ -125,10 +125,8 @@ def test_a_plan_follows_the_gains_and_survives_json() -> None:
     closed, open_ = (pilot.plan(steps, gains, 32, 10, 5) for gains in (still, moving))
     assert closed.gates[0] is None
     assert open_.gates[0] is None
-    assert closed.gates[5:] == (0.0,) * (
-        len(steps) - 5
-    )  # and on a network where search gains nothing nobody is searched
-    assert open_.gates[6] is None  # 5 times 0.3
+    assert closed.gates[5:] == (0.0,) * (len(steps) - 5)  # where searching brings nothing nobody is searched
+    assert open_.gates[6] == steps[6].gate.most  # 5 times 0.3 is more
     assert open_.gates[8] == steps[8].gate.most
     assert Plan.from_json(json.loads(json.dumps(open_.to_json()))) == open_
 
@@ -253,3 +251,51 @@ def test_every_step_can_be_told_from_its_settings() -> None:
         attacks = [step.attack for step in adaptive.steps(threat)]
         again = recorded([{"name": a.name, "settings": a.settings()} for a in attacks], threat)
         assert again == [replace(a) for a in attacks]
+
+
+class Unsteady(nn.Module):
+    """Adds noise to its input: near the boundary it answers now this, now that."""
+
+    def __init__(self, net: nn.Module, noise: float) -> None:
+        super().__init__()
+        self.net, self.noise = net, noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x + self.noise * torch.randn_like(x))
+
+
+def test_a_random_model_is_not_searched_and_its_examples_fool_most_of_the_time(tmp_path: Path) -> None:
+    steady = mlp(SHAPE)
+    x, y = labelled(steady, 80)
+    with torch.no_grad():
+        top = steady(x).topk(2).values
+    clear = (top[:, 0] - top[:, 1]) > 0.1 * (top[:, 0] - top[:, 1]).median()
+    x, y = x[clear], steady(x[clear]).argmax(1)
+    model, threat = Unsteady(steady, 0.1), sp.Linf(0.03)
+    result = sp.evaluate(model, (x, y), threat, checkup=False, out=tmp_path / "out")
+    plan = result.plan
+    assert plan is not None
+    assert plan.random
+    assert plan.looks == pilot.LOOKS
+    searches = [row for row in result.attacks if row["name"] == "Square"]
+    assert searches
+    assert all(row["attacked"] == 0 for row in searches)
+    last = result.attacks[-1]
+    assert last["name"] == "MarginAscent"
+    assert last["attacked"] >= result.robust_accuracy.count  # everybody who stands met every ascent
+    examples = {index: torch.as_tensor(example)[None] for index, _, example in result.examples}
+    assert len(examples) > 10
+    torch.manual_seed(1)
+    with torch.no_grad():
+        often = {i: sum(int(model(z).argmax(1) != y[i]) for _ in range(101)) for i, z in examples.items()}
+    assert sum(times > 50 for times in often.values()) > 0.7 * len(often)  # with one look it would be half of them
+    assert Plan.from_json(json.loads((tmp_path / "out" / "plan.json").read_text())["plan"]) == plan
+    assert result.document["passes"]["forwards"] > sum(row["forwards"] for row in result.attacks) + 9 * len(examples)
+
+
+def test_a_few_examples_that_do_not_hold_make_no_random_model() -> None:
+    gains = Gains(1)
+    gains.ask(torch.tensor([True] * 90 + [False] * 2))
+    assert not gains.random  # rounding
+    gains.ask(torch.tensor([False] * 3))
+    assert gains.random

@@ -21,6 +21,8 @@ from sparring.evaluation.adaptive import Step
 from sparring.evaluation.files import replacing
 
 LEAST, MOST, SHARE = 32, 128, 0.02  # samples of a pilot
+LOOKS = 9  # at an example for a random model
+NEVER = -1.0  # a gate for nobody
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Plan:
 
     samples: how many the pilot had. reached: (attacks measured) how many of them took each. gains: how far each attack
     brought the tenth of them that it brought farthest. fooled: how many each attack fooled.
+    random: the model answers differently when asked again. Then no search is worth its queries (it keeps what was luck),
+    ascents average over the draws and everybody goes on to them, and an example counts if it fools in most of `looks`.
     forwards, backwards: what the pilot cost.
     """
 
@@ -39,6 +43,12 @@ class Plan:
     fooled: tuple[int, ...]
     forwards: int
     backwards: int
+    random: bool = False
+
+    @property
+    def looks(self) -> int:
+        """How often the model is asked before an example counts."""
+        return LOOKS if self.random else 1
 
     def admits(self, number: int, closeness: Tensor) -> Tensor:
         """(N,) bool: which samples of this closeness go on to the attack of that number."""
@@ -60,10 +70,20 @@ class Gains:
     def __init__(self, attacks: int) -> None:
         self.brought: list[list[float]] = [[] for _ in range(attacks)]
         self.fooled = [0] * attacks
+        self.asked = self.denied = 0  # examples shown to the model again, and those that did not fool it then
 
     def see(self, number: int, before: Tensor, after: Tensor, fooled: Tensor) -> None:
         self.brought[number] += (before - after).clamp_min(0).tolist()
         self.fooled[number] += int(fooled.sum())
+
+    def ask(self, sure: Tensor) -> None:
+        self.asked += len(sure)
+        self.denied += int((~sure).sum())
+
+    @property
+    def random(self) -> bool:
+        """Too many examples did not hold for rounding to be the reason."""
+        return self.denied >= 3 and self.denied > 0.05 * self.asked
 
     def gain(self, number: int) -> float:
         """The mean of the largest tenth of the gains (of two at least)."""
@@ -79,6 +99,8 @@ def plan(steps: list[Step], gains: Gains, samples: int, forwards: int, backwards
         near = step.gate.near
         if step.gate.gain is not None:
             near = max(near, min(step.gate.most, step.gate.factor * gains.gain(step.gate.gain)))
+        if gains.random:
+            near = 1.0 if step.attack.access == "gradients" else NEVER
         gates.append(None if near >= 1 else round(near, 4))
     return Plan(
         gates=tuple(gates),
@@ -88,6 +110,7 @@ def plan(steps: list[Step], gains: Gains, samples: int, forwards: int, backwards
         fooled=tuple(gains.fooled[:measured]),
         forwards=forwards,
         backwards=backwards,
+        random=gains.random,
     )
 
 

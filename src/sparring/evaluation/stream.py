@@ -15,6 +15,7 @@ from sparring.attacks.inputs import check_inputs, check_label_range, check_label
 from sparring.borrow import Borrowed, looks_like_probabilities
 from sparring.evaluation import cascade
 from sparring.evaluation.checkup import Chosen
+from sparring.evaluation.confirm import confirm
 from sparring.evaluation.nearest import Found, draw_back, smallest_norm
 from sparring.evaluation.pilot import Gains, Plan
 from sparring.evaluation.placing import to_device
@@ -23,7 +24,7 @@ from sparring.evaluation.records import DONE, STARTED
 from sparring.evaluation.source import Batch, Source, digest
 from sparring.evaluation.stages import Stage, make_stage
 from sparring.evaluation.store import Store
-from sparring.objective import fooled, predict
+from sparring.objective import predict
 from sparring.rows import Rows
 from sparring.threat import Threat
 
@@ -278,12 +279,14 @@ class Stream:
         if waiting is None:
             return
         rows, self.fallen[number] = waiting.split(self.batch_size)
-        logits = self.model.look(rows.best, rows.context)
+        looks = 1 if self.plan is None else self.plan.looks
+        logits, sure = confirm(self.model, rows, looks)
         prediction = predict(logits)
-        sure = fooled(prediction, rows.y).cpu()
         table, places = self.records.table, rows.ticket.numpy()
-        table["forwards"][places] += self.model.cost
+        table["forwards"][places] += looks * self.model.cost
         table["unconfirmed"][places] += (~sure).numpy()
+        if self.gains is not None:
+            self.gains.ask(sure)
         self._pass_on(rows[~sure], number)
         within = rows.fooled.cpu()
         far = rows[sure & ~within]
