@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sparring.attacks import FAB, Attack, DeepFool, HopSkipJump, Square
+from sparring.attacks import FAB, Attack, DeepFool, HopSkipJump
 from sparring.attacks.inputs import check_inputs, check_label_range, check_labels, split_inputs
 from sparring.attacks.minimal import MinimalAttack
 from sparring.attacks.rivals import RivalAttack
@@ -171,8 +171,9 @@ def _sum(parts: Iterable[Passes]) -> Passes:
 
 def _whole(attack: Attack, classes: int) -> Passes:
     """What it costs to the end, where nothing falls; nearly, for those that may end sooner."""
-    if isinstance(attack, (HopSkipJump, Square)):
-        return Passes(attack.rounds * attack.queries + isinstance(attack, HopSkipJump))
+    if attack.access != "gradients":
+        searches = isinstance(attack, HopSkipJump)
+        return Passes(attack.rounds * getattr(attack, "queries", 1) + searches)
     rounds, others = attack.rounds, classes - 1 - getattr(attack, "first", 0)
     if isinstance(attack, RivalAttack) and attack.rivals is not None:  # no more than there are
         rounds = rounds // attack.rivals * min(attack.rivals, others)
@@ -186,7 +187,8 @@ def _whole(attack: Attack, classes: int) -> Passes:
 
 
 def _first_step(attack: Attack, whole: Passes) -> Passes:
-    """What it costs where the first step fools; some search on to their end."""
-    if isinstance(attack, MinimalAttack) and not attack.stop_when_fooled:
+    """What it costs where the first step fools; some go on to their end."""
+    searches = isinstance(attack, MinimalAttack) and not attack.stop_when_fooled
+    if searches or getattr(attack, "keep", "best") == "last":
         return whole
-    return Passes(2, 2 if whole.backwards else 0)
+    return Passes(2, 2) if whole.backwards else Passes(1)
