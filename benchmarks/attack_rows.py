@@ -52,6 +52,8 @@ class Row:
         best = self.peers[self.best_peer]
         if self.ours == best:
             return 0.0
+        if best == float("inf"):  # the peers failed on half of the samples, and ours did not
+            return -1.0
         return (self.ours - best) / best if best > 0 else float("inf")
 
     @property

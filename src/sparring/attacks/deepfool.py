@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from sparring.attacks.minimal import DUAL, MinimalAttack
 from sparring.attacks.sign import need_norm
 from sparring.borrow import Borrowed
 from sparring.rows import Rows
+from sparring.threat import per_sample
+
+_NEAR = 0.1  # a step this short, as a part of the change so far, is near the end
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class DeepFool(MinimalAttack):
     """DeepFool, l2 and linf, untargeted. Moosavi-Dezfooli, Fawzi and Frossard (2016).
 
     At each step the logits are taken for linear: of the likeliest other classes it goes for the one whose boundary is nearest
-    then, and steps just across, by the smallest change that the box allows. A sample leaves once it is fooled.
+    then, and steps just across, clipped to the box. Near the end, where clipping would leave ever smaller steps that never
+    arrive, it takes the smallest change that crosses inside the box instead. A sample leaves once it is fooled.
 
     steps: at most. rivals: how many other classes are looked at; a step costs 1 forward and as many backwards.
     overshoot: how far beyond the boundary a step goes, as a part of its length.
@@ -41,9 +45,14 @@ class DeepFool(MinimalAttack):
             raise ValueError(f"DeepFool(overshoot={self.overshoot!r}): expected a number that is not negative")
 
     def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
-        across = rows.threat.crossing(rows.x, gradient, -rows.current.to(gradient.dtype))
-        moved = rows.x + (1 + self.overshoot) * across
-        return moved if rows.threat.bounds is None else moved.clamp(*rows.threat.bounds)
+        threat, lead = rows.threat, -rows.current.to(gradient.dtype)
+        step = replace(threat, bounds=None).crossing(rows.x, gradient, lead)
+        if threat.bounds is None:
+            return rows.x + (1 + self.overshoot) * step
+        near = threat.size(rows.x, rows.x + step) <= _NEAR * threat.size(rows.original, rows.x)
+        if bool(near.any()):
+            step = torch.where(per_sample(near, step), threat.crossing(rows.x, gradient, lead), step)
+        return (rows.x + (1 + self.overshoot) * step).clamp(*threat.bounds)
 
     def settled(self, rows: Rows) -> Tensor:
         return rows.norm.isfinite()
