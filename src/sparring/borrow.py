@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.combined import Combined
-from sparring.layout import Layout
+from sparring.layout import Layout, told
 from sparring.noise import Noise
 from sparring.transforms import Keys, RandomTransform
 from sparring.wrappers import Context, Model, decided
@@ -82,9 +82,12 @@ class Borrowed:
         except RuntimeError as error:
             if self.classes is not None or isinstance(error, torch.OutOfMemoryError):
                 raise  # it has worked before: not the inputs' fault
+            reason, compiling = told(error)
+            if compiling:
+                raise ValueError(f"torch.compile fails on this model: {reason}; evaluate it uncompiled") from error
             raise ValueError(
                 f"the model can't take inputs of shape {tuple(x.shape)}, {str(x.dtype).removeprefix('torch.')} on {x.device}: "
-                f"{str(error).strip().splitlines()[0]}; give it data of the channels, size and dtype that it was made for"
+                f"{reason}; give it data of the channels, size and dtype that it was made for"
             ) from error
         if self.access == "decisions":
             logits = decided(logits, self.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,3 +98,13 @@ def _is_channels_last(parameter: Tensor) -> bool:
         and not parameter.is_contiguous()
         and parameter.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def told(error: RuntimeError) -> tuple[str, bool]:
+    """What went wrong, in one line, and whether it was the compiling."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return lines[0], False
+    if inside := re.search(r"got \w+\((['\"])(.*)\1\)", str(error)):  # what the model itself raised while it was traced
+        return inside[2], False
+    return " ".join(line.strip() for line in lines[:2]).strip(), True
