@@ -14,6 +14,8 @@ from sparring.noise import Noise
 from sparring.rows import Rows
 from sparring.threat import per_sample
 
+_WIDTHS = 10  # of the box, an l0 step in the steepest entry: so many others reach the end of the box too
+
 
 @dataclass(frozen=True)
 class FMN(MinimalAttack):
@@ -25,8 +27,8 @@ class FMN(MinimalAttack):
     the ball and not in input units, so that one setting serves all inputs, and it goes along the norm's steepest direction
     mixed with the gradient itself.
 
-    steps: K cost K backwards and K + 1 forwards. step_size: of the first step, in radii (l0: of the largest change, in widths
-    of the box); the last is a hundredth of it. gamma: the first part by which the radius changes; the last is 0.001.
+    steps: K cost K backwards and K + 1 forwards. step_size: of the first step, in radii (l0: of the largest change, in ten
+    widths of the box); the last is a hundredth of it. gamma: the first part by which the radius changes; the last is 0.001.
     """
 
     steps: int = 100
@@ -56,8 +58,9 @@ def within(rows: Rows, gradient: Tensor, radius: Tensor, part: Tensor) -> Tensor
     length = part * radius.clamp_max(_far(rows))
     if threat.norm == "l0":
         low, high = threat.bounds or (0.0, 1.0)
+        length = _WIDTHS * part * (high - low)
         return threat.project(
-            rows.original, rows.x + per_sample(part * (high - low), gradient) * unit(gradient, math.inf), True
+            rows.original, rows.x + per_sample(length, gradient) * unit(gradient, math.inf), wide=True
         )
     direction = threat.steepest(gradient, rows.x, length=length)
     if threat.norm != "l2":
@@ -88,8 +91,18 @@ def _count(rows: Rows, gradient: Tensor, gamma: Tensor) -> Tensor:
     radius = rows.memory["radius"]
     radius = torch.where(radius.isinf(), 0, radius)
     fewer = torch.minimum(radius, rows.norm) * (1 - gamma)
+    more = torch.maximum((radius * (1 + gamma)).floor(), radius + 1)
     return torch.where(
         rows.fools,
         torch.minimum(fewer.floor(), torch.minimum(radius, rows.norm) - 1),
-        torch.maximum((radius * (1 + gamma)).floor(), radius + 1),
+        torch.where(rows.norm.isfinite(), more, torch.maximum(more, _fewest(rows, gradient))),
     ).clamp_min(1)
+
+
+def _fewest(rows: Rows, gradient: Tensor) -> Tensor:
+    """(N,) how many entries of the input, each moved as far as the box lets it, would take a linear model to the boundary."""
+    low, high = rows.threat.bounds or (-math.inf, math.inf)
+    room = torch.where(gradient > 0, high - rows.original, rows.original - low)
+    gain = torch.where(gradient == 0, 0, gradient.abs() * room).flatten(1).sort(1, descending=True).values.cumsum(1)
+    moved = ((rows.x - rows.original) * gradient).flatten(1).sum(1)
+    return ((gain < (moved - rows.current.to(gain.dtype))[:, None]).sum(1) + 1).clamp_max(gain.shape[1]).to(gain.dtype)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sparring.attacks.base import Attack
+from sparring.attacks.random_start import random_images
 from sparring.attacks.sign import need_norm
-from sparring.attacks.square import plane
 from sparring.noise import Noise
 from sparring.queries import Answers, QueryPool, Questions
 from sparring.rows import Rows, keep_better
@@ -22,7 +22,11 @@ from sparring.threat import per_sample
 LOOK, FIND, BISECT, ESTIMATE, JUMP = range(5)
 SPARE = 6  # queries for the jump, over those of the bisection after it
 FEWEST = 10  # an estimate from fewer answers is not worth its queries
-BLOCKS = 4  # sizes of the blocks in random images: 1, 2, 4, 8
+STARTS = (
+    24  # random images asked about; those after the first that fools lie nearer than the boundary found on its way,
+)
+SHORTER = 0.9  # at this part of its distance,
+COARSE = 0.05  # which bisection knows to this part of the way
 HALVINGS = 25  # of a jump, before the estimate counts as wrong
 
 
@@ -36,7 +40,7 @@ class HopSkipJump(Attack):
     eps does not hold the search back, it may be `math.inf`: every sample gets the nearest example found and its norm, and
     succeeds where that is at most eps. Where nothing fooled, x is the input and the norm is inf.
     It begins at the example given for each sample (`start` of a call; in an evaluation what the attack before it found),
-    else at random images: with targets those hit the class only by luck, so give examples of it.
+    else at the nearest of 24 random images that fools: with targets those hit the class only by luck, so give examples of it.
 
     queries: forwards a sample at most. estimates: random points of the first round; round j has √j times as many.
     stop_when_fooled: let a sample go at its first example within eps.
@@ -118,8 +122,11 @@ class HopSkipJump(Attack):
             if here == LOOK:
                 phase[no] = FIND
             elif here == FIND:
-                memory["tries"][no] += 1
+                memory["tries"][mine] += 1
+                known = no[memory["high"][no] > 0]
+                phase[known[memory["tries"][known] >= STARTS]] = BISECT  # on with the last one that fooled
                 self._arrive(rows, yes, point)
+                self._land(rows, known)
             elif here == BISECT:
                 middle = (memory["low"] + memory["high"]) / 2
                 memory["high"][yes], memory["low"][no] = middle[yes], middle[no]
@@ -164,13 +171,23 @@ class HopSkipJump(Attack):
         memory["phase"][which] = BISECT
 
     def _land(self, rows: Rows, which: Tensor) -> None:
-        """Those of these samples whose bisection is over are at the boundary: ask round it."""
+        """Those of these samples whose bisection is over are at the boundary: look for a nearer start, or ask round it."""
         memory = rows.memory
-        which = which[(memory["high"] - memory["low"])[which] <= self._tolerance(rows)]
+        apart, searching = memory["high"] - memory["low"], self._searching(rows)
+        over = (apart <= self._tolerance(rows)) | (searching & (apart <= COARSE))
+        which = which[(over & (memory["phase"] == BISECT))[which]]
         if len(which):
             some = which.to(rows.x.device)
-            memory["distance"][which] = rows.threat.size(rows.original[some], rows.x[some]).double().cpu()
-            self._restart(rows, which)
+            memory["distance"][which] = rows.threat[which].size(rows.original[some], rows.x[some]).double().cpu()
+            memory["phase"][which[searching[which]]] = FIND
+            self._restart(rows, which[~searching[which]])
+
+    @staticmethod
+    def _searching(rows: Rows) -> Tensor:
+        """(N,) bool: the samples that may yet find a nearer start. Where one was given, or a class is to be hit, it is kept."""
+        tries, given = rows.memory["tries"], len(rows.start) > 0
+        early: Tensor = (tries < (STARTS if rows.targets is None else 0)) & (rows.memory["round"] == 0)
+        return early & (tries > 1) if given else early
 
     @staticmethod
     def _restart(rows: Rows, which: Tensor) -> None:
@@ -263,45 +280,36 @@ def _original(rows: Rows, which: Tensor, noise: Noise) -> Tensor:
 
 
 def _random(rows: Rows, which: Tensor, noise: Noise) -> Tensor:
-    """The example given first; then images without meaning, of single entries and of ever coarser blocks, which fool
-    where fine noise looks like nothing to the model."""
-    some = which.to(rows.x.device)
-    tries = rows.memory["tries"][which]
-    x = rows.original.to(rows.x.dtype)[some]
-    draws = tries - 1 if len(rows.start) else tries
-    channels, height, width = plane(x)
-    unit = noise[which].uniform((channels, height, width), "image", draws, like=x)
-    level = noise[which].uniform((1, 1, 1), "level", draws, like=x)
-    plain = per_sample((draws % 2 == 0).to(x.device), unit)
-    unit = torch.where(plain, unit, (unit < level).to(x.dtype))  # every other one in black and white, of any brightness
-    block = 2 ** (draws // 2 % BLOCKS)[:, None]
-    i, j = (torch.arange(n) // block * block for n in (height, width))
-    unit = (
-        unit[torch.arange(len(which))[:, None, None], :, i[:, :, None], j[:, None]].permute(0, 3, 1, 2).reshape(x.shape)
-    )
-    if rows.threat.bounds is not None:
-        low, high = rows.threat.bounds
-        point = low + (high - low) * unit
-    else:  # ever further out
-        reach = x.flatten(1).abs().amax(1).clamp_min(1) * 2.0 ** (draws // (2 * BLOCKS)).to(x.device, x.dtype)
-        point = x + per_sample(reach, x) * (2 * unit - 1)
+    """The example given first, then random images, once something fooled only as far away as a nearer start would be."""
+    tries, x = rows.memory["tries"][which], _original(rows, which, noise)
+    point = random_images(x, noise[which], tries - 1 if len(rows.start) else tries, rows.threat.bounds)
+    distance = rows.memory["distance"][which].to(x.device, x.dtype)
+    point = torch.where(per_sample(distance > 0, x), _within(rows, x, point, SHORTER * distance), point)
     if len(rows.start):
-        point = torch.where(per_sample((tries == 0).to(x.device), x), rows.start[some].to(x.dtype), point)
+        point = torch.where(per_sample((tries == 0).to(x.device), x), rows.start[which.to(x.device)].to(x.dtype), point)
     if (mask := rows.threat[which].mask) is not None:
         point = torch.where(mask, point, x)
     return _boxed(rows, point)
 
 
 def _middle(rows: Rows, which: Tensor, noise: Noise) -> Tensor:
-    """Halfway between what is known to fool and what is not: on the segment, or in linf the smaller ball's nearest point."""
-    memory, some = rows.memory, which.to(rows.x.device)
-    original: Tensor = rows.original.to(rows.x.dtype)[some]
-    far: Tensor = memory["far"][some]
-    part = per_sample(((memory["low"] + memory["high"]) / 2)[which].to(far.device, far.dtype), far)
-    if rows.threat.norm == "l2":
-        return original + part * (far - original)
-    limit = part * per_sample((far - original).flatten(1).abs().amax(1), far)
-    return original + torch.minimum(torch.maximum(far - original, -limit), limit)
+    """Halfway between what is known to fool and what is not."""
+    memory, original = rows.memory, _original(rows, which, noise)
+    far: Tensor = memory["far"][which.to(rows.x.device)]
+    change = (far - original).flatten(1)
+    length = change.norm(dim=1) if rows.threat.norm == "l2" else change.abs().amax(1)
+    part = ((memory["low"] + memory["high"]) / 2)[which].to(far.device, far.dtype)
+    return _within(rows, original, far, part * length)
+
+
+def _within(rows: Rows, original: Tensor, far: Tensor, distance: Tensor) -> Tensor:
+    """The point at this distance (n,) on the way: on the segment, or in linf the smaller ball's point nearest to `far`."""
+    change = far - original
+    if rows.threat.norm == "linf":
+        limit = per_sample(distance, far)
+        return original + torch.minimum(torch.maximum(change, -limit), limit)
+    length = change.flatten(1).norm(dim=1).clamp_min(torch.finfo(far.dtype).tiny)
+    return original + change * per_sample((distance / length).clamp_max(1), far)
 
 
 def _jump(rows: Rows, which: Tensor, noise: Noise) -> Tensor:
