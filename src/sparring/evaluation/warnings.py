@@ -40,8 +40,8 @@ def judge(
     `checkup.check` found. plan: what the pilot saw, with how many samples `reached` each attack, and how many it `fooled`.
     """
     checkup = checkup or {}
-    found = [*_outputs(records, classes), *_answers(records, checkup), *_gradients(records, checkup)]
-    found += [*_masking(records, attacks, plan or {})]
+    found = [*_outputs(records, classes), *_answers(records, checkup), *_masking(records, attacks, plan or {})]
+    found += [*_gradients(records, checkup)]
     if not _is_random(checkup):  # the rest compares attacks, and luck decides between those of a random model
         found += _other_attacks(checkup)
     found += [*_strength(records, checkup), *_examples(checkup), *_time(records)]
