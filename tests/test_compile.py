@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import sparring as sp
 from networks import SHAPE, Counting, convolutional, labelled, mlp
 from sparring.borrow import borrow
+from sparring.cli.evaluate import EvaluateSettings, _faster
 
 BATCH = 16
 THREAT = sp.Linf(0.05)
@@ -220,6 +221,22 @@ def test_inductor() -> None:
     assert torch.equal(found.success, expected.success)
     assert found.forwards == expected.forwards
     assert torch.allclose(found.x, expected.x, rtol=0, atol=1e-5)
+
+
+def test_the_command_line_compiles_and_reorders(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def note(model: nn.Module, **options: Any) -> nn.Module:
+        asked.append(options)
+        return model
+
+    monkeypatch.setattr(torch, "compile", note)
+    chosen = EvaluateSettings(model="m", data="d", compile="reduce-overhead", channels_last=True)
+    model = _faster(convolutional(), chosen)
+    assert asked == [{"mode": "reduce-overhead", "dynamic": False}]
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(TypeError, match="--channels-last needs an nn.Module, but m gave a function"):
+        _faster(lambda x: x, chosen)
 
 
 class Seeing(Counting):
