@@ -24,7 +24,7 @@ ATTACKS: dict[str, tuple[type[MinimalAttack], dict[str, Any], dict[str, float]]]
     "DeepFool": (sp.DeepFool, {}, {"l2": 1.0201, "linf": 1.0201}),
 }
 # where the way matters and not its end
-FEW = {"FMN": {"steps": 20}, "DDN": {"steps": 20}, "CarliniWagner": {"steps": 180}, "DeepFool": {}}
+FEW = {"FMN": {"steps": 20}, "DDN": {"steps": 20}, "CarliniWagner": {"steps": 180, "lr": 0.2}, "DeepFool": {}}
 CASES = [(name, norm) for name, (_, _, ratios) in ATTACKS.items() for norm in ratios]
 
 

@@ -65,8 +65,8 @@ def unit(direction: Tensor, order: float) -> Tensor:
     return (flat / torch.where(length > 0, length, 1)).view_as(direction)
 
 
-def annealed(rows: Rows, steps: int, first: float, last: float) -> Tensor:
-    """(N,) a number that falls from `first` to `last` over the steps, by a cosine."""
-    share = (1 + torch.cos(rows.step.double() * (math.pi / steps))) / 2
+def annealed(rows: Rows, steps: int, first: float, last: float, step: Tensor | None = None) -> Tensor:
+    """(N,) a number that falls from `first` to `last` over the steps, by a cosine. step: (N,), default `rows.step`."""
+    share = (1 + torch.cos((rows.step if step is None else step).double() * (math.pi / steps))) / 2
     # rounded, so that it is the same in any batch
     return (last + (first - last) * share).float().to(rows.value.device, rows.value.dtype)
