@@ -235,7 +235,7 @@ def test_the_command_line_compiles_and_reorders(monkeypatch: pytest.MonkeyPatch)
     model = _faster(convolutional(), chosen)
     assert asked == [{"mode": "reduce-overhead", "dynamic": False}]
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
-    with pytest.raises(TypeError, match="--channels-last needs an nn.Module, but m gave a function"):
+    with pytest.raises(TypeError, match=r"--channels-last needs an nn.Module, but m gave a function"):
         _faster(lambda x: x, chosen)
 
 
