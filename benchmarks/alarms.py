@@ -41,7 +41,11 @@ CALLED = {
     "fashion-distilled": set(),  # margins and the form of cross-entropy here see through saturation:
     "fashion-saturated": set(),  # the verdict can be trusted
 }
-ALLOWED = {"fashion-noisy": {"not-reproducible", "zero-gradient", "masking"}}
+ALLOWED = {
+    "fashion-noisy": {"not-reproducible", "zero-gradient", "masking", "restarts-find-more"},
+    "fashion-quantised": {"masking", "eps-no-effect"},  # rounding does hide gradients, whatever shows it
+    "fashion-k-winners": {"restarts-find-more"},
+}
 ALLOWED["fashion-noisy-saturated"] = ALLOWED["fashion-noisy"]
 
 

@@ -131,6 +131,21 @@ def test_an_attack_that_lives_on_luck_would_find_more() -> None:
     assert evaluated(net(), 300, threat, attacks=[earnest]).warnings == []
 
 
+def test_examples_a_hair_beyond_the_boundary_go_deeper_before_rounding_counts() -> None:
+    threat = sp.Linf(8 / 255)
+    fine = sp.PGD(threat, steps=80, step_size=0.1 / 255, random_start=False, objective="margin")
+    result = evaluated(net(), 200, threat, attacks=[fine])
+    found = result.document["checkup"]
+    saved = [(index, (x * 255).round() / 255) for index, _, x in result.examples]
+    x, _ = inputs(200, SHAPE, dtype=torch.float32)
+    with torch.no_grad():
+        y = net()((x * 255).round() / 255).argmax(1)
+        lost = sum(int(net()(image[None]).argmax(1)) == int(y[index]) for index, image in saved)
+    assert lost > 0.2 * len(saved), "rounding undoes many examples as they are"
+    assert found["rounded_away"] < 0.1 * found["rounded"]
+    assert "rounding" not in {warning.code for warning in result.warnings}
+
+
 def test_small_data_call_for_none() -> None:
     for count in (1, 2, 5):
         assert evaluated(net(), count).warnings == []

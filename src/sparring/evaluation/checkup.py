@@ -21,6 +21,7 @@ from sparring.wrappers import AttackedInput
 
 STANDING, FALLEN = 16, 8  # how many samples are looked at, of those that no attack fooled and of those that one did
 EXAMPLES = 32  # how many examples are rounded to 8 bits
+DEEPER = 10  # steps that those take which fool no more then, before they are rounded again
 LOOKS, FORWARDS, BACKWARDS = 7, 48, 36  # what a sample costs that no probe fools: asked for logits alone, and in all
 SMALL, USUAL, LARGE = 0.1, 0.25, 1.0  # lengths of a step, in units of eps
 
@@ -123,10 +124,19 @@ def _climbs(model: Borrowed, rows: Rows, standing: Tensor, settings: dict[str, A
 
 
 def round_examples(
-    store: Store, model: Borrowed, threat: Threat, device: torch.device | None, *, seed: int = 0, batch_size: int = 128
+    store: Store,
+    model: Borrowed,
+    threat: Threat,
+    device: torch.device | None,
+    *,
+    seed: int = 0,
+    batch_size: int = 128,
+    gradients: bool = True,
 ) -> Findings:
-    """rounded, rounded_away: saved examples rounded to 8 bits, and those that fool no more; forwards: one for each.
+    """rounded, rounded_away: saved examples rounded to 8 bits, and those that fool no more; forwards, backwards: what it cost.
 
+    Attacks stop at the first success, a hair's breadth beyond the boundary. So what rounding undoes goes ten steps deeper, as
+    far as gradients are asked for and one threat holds for all, and is rounded again.
     Asked of images in [0, 1] only, (C, H, W), and of models with one input. The store's records must be sorted.
     """
     table = store.records.table
@@ -135,16 +145,26 @@ def round_examples(
         return {}
     first = _order(seed, torch.from_numpy(table["index"][places].copy()))[:EXAMPLES]
     places = sorted(places[i] for i in first.tolist())
-    x = torch.stack([adversarial for _, _, adversarial in store.examples(places)])
+    began, saved = (model.forwards, model.backwards), list(store.examples(places))
+    x = torch.stack([adversarial for _, _, adversarial in saved])
     if x.ndim != 4 or x.shape[1] not in (1, 3, 4):
         return {}
     y = torch.from_numpy(table["label"][places].astype("int64"))
-    lost = 0
+    x, y = to_device(x, device), to_device(y, device)
+    alike = not isinstance(threat.eps, Tensor) and (threat.mask is None or threat.mask.ndim < x.ndim)
+    alike = alike and threat.norm != "l0" and threat.eps != float("inf")
     with OwnRandomness(seed):
-        for begin in range(0, len(x), batch_size):
-            part = slice(begin, begin + batch_size)
-            lost += int(rounded_away(model, to_device(x[part], device), to_device(y[part], device)).sum())
-    return {"rounded": len(x), "rounded_away": lost, "forwards": model.cost * len(x)}
+        lost = rounded_away(model, x, y, batch_size)
+        if gradients and alike and bool(lost.any()):
+            at = lost.nonzero().squeeze(1)
+            here = at.to(x.device)
+            index, origin = (torch.tensor([saved[i][0] for i in at]), torch.stack([saved[i][1] for i in at]))
+            rows = Rows(at, index, to_device(origin, device), y[here], threat.for_inputs(x), start=x[here])
+            rows = replace(rows, context=model.keyed({}, index.to(x.device)))
+            deeper = climb(model, rows, DEEPER, SMALL, seed=seed, capacity=batch_size, stop=False)
+            lost[at] = rounded_away(model, deeper.best.to(x.dtype), rows.y, batch_size)
+    spent = model.forwards - began[0], model.backwards - began[1]
+    return {"rounded": len(x), "rounded_away": int(lost.sum()), "forwards": spent[0], "backwards": spent[1]}
 
 
 def examine(
@@ -160,7 +180,8 @@ def examine(
     """The whole checkup at the end of a run: of the samples, and of the examples that were found."""
     picked, seed = chosen.rows(), chosen.seed
     found = {} if picked is None else check(model, *picked, seed=seed, batch_size=batch_size, gradients=gradients)
-    return add(found, round_examples(store, model, threat, device, seed=seed, batch_size=batch_size))
+    rounded = round_examples(store, model, threat, device, seed=seed, batch_size=batch_size, gradients=gradients)
+    return add(found, rounded)
 
 
 def add(*findings: Findings) -> Findings:

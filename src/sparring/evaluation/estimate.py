@@ -16,7 +16,7 @@ from sparring.attacks.rivals import RivalAttack
 from sparring.borrow import borrow
 from sparring.evaluation import adaptive, cascade, pilot
 from sparring.evaluation.access import choose
-from sparring.evaluation.checkup import BACKWARDS, EXAMPLES, FALLEN, FORWARDS, LOOKS, STANDING
+from sparring.evaluation.checkup import BACKWARDS, DEEPER, EXAMPLES, FALLEN, FORWARDS, LOOKS, STANDING
 from sparring.evaluation.nearest import LOOKS as HALVINGS
 from sparring.evaluation.nearest import STEPS
 from sparring.evaluation.placing import placed, to_device
@@ -158,10 +158,11 @@ def _cases(
     rounded = Passes(EXAMPLES if look.forwards else 0)
     easy = (clean + first + confirmed) * few + look * looked[0] + rounded
     hard = (clean + measured + confirmed) * few + look * looked[1] + rounded
+    deeper = Passes(EXAMPLES * (DEEPER + 2), EXAMPLES * DEEPER) if look.backwards else Passes(0)
     return (
         Case(clean + first + fallen, easy),
         Case(clean + some, hard),
-        Case(clean + every + fallen, hard),
+        Case(clean + every + fallen, hard + deeper),
     )
 
 

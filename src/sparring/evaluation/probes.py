@@ -26,22 +26,33 @@ COMPANY = 1e-2  # more than kernels differ with the size of the batch
 
 @dataclass(frozen=True)
 class Climb(GradientAttack):
-    """Steps of one length from the input, up the margin. length: of a step, in units of eps."""
+    """Steps of one length up the margin, from the input or from the start that is given. length: in units of eps."""
 
     steps: int = 10
     length: float = 0.25
     objective: str | Objective = field(default="margin", kw_only=True)
+
+    def begin(self, rows: Rows, noise: Noise) -> Tensor:
+        return rows.start if len(rows.start) else rows.original
 
     def move(self, rows: Rows, gradient: Tensor, probe: Probe) -> Tensor:
         return climbed(rows, gradient, rows.threat.eps * self.length)
 
 
 def climb(
-    model: Borrowed, rows: Rows, steps: int, length: float, *, seed: int, capacity: int, trace: Trace | None = None
+    model: Borrowed,
+    rows: Rows,
+    steps: int,
+    length: float,
+    *,
+    seed: int,
+    capacity: int,
+    stop: bool = True,
+    trace: Trace | None = None,
 ) -> Rows:
-    """These samples after so many steps, in their order; who is fooled stops."""
+    """These samples after so many steps, in their order. stop: who is fooled takes no further ones."""
     pool = Climb(rows.threat, steps, length).pool(
-        model, seed=seed, capacity=capacity, stop_when_fooled=True, goal=False, trace=trace
+        model, seed=seed, capacity=capacity, stop_when_fooled=stop, goal=False, trace=trace
     )
     order = torch.arange(len(rows))
     rows = replace(rows, ticket=order)
@@ -111,7 +122,8 @@ def company(model: Borrowed, rows: Rows, *, capacity: int) -> Tensor:
     return differ(together, torch.cat(beside).to(together.dtype), COMPANY, rows.original.dtype).cpu()
 
 
-def rounded_away(model: Borrowed, x: Tensor, y: Tensor) -> Tensor:
+def rounded_away(model: Borrowed, x: Tensor, y: Tensor, capacity: int) -> Tensor:
     """(N,) bool: examples x in [0, 1] that fool no more when each entry is rounded to 8 bits, as an image file would."""
     saved = (x.float() * 255).round().div(255).to(x.dtype)
-    return ~fooled(predict(model.look(saved)), y).cpu()
+    parts = [slice(first, first + capacity) for first in range(0, len(x), capacity)]
+    return torch.cat([~fooled(predict(model.look(saved[part])), y[part]) for part in parts]).cpu()

@@ -42,7 +42,9 @@ def judge(
     checkup = checkup or {}
     found = [*_outputs(records, classes), *_answers(records, checkup), *_masking(records, attacks, plan or {})]
     found += [*_gradients(records, checkup)]
-    if not _is_random(checkup):  # the rest compares attacks, and luck decides between those of a random model
+    if not (
+        _is_random(checkup) or _is_batched(checkup)
+    ):  # the rest compares attacks, and luck or company decides there
         found += _other_attacks(checkup)
     found += [*_strength(records, checkup), *_examples(checkup), *_time(records)]
     return found
@@ -80,6 +82,10 @@ def _is_random(checkup: Mapping[str, int]) -> bool:
     return 4 * checkup.get("repeats", 0) > checkup.get("samples", 0)
 
 
+def _is_batched(checkup: Mapping[str, int]) -> bool:
+    return 4 * checkup.get("company", 0) > checkup.get("samples", 0)
+
+
 def _answers(records: Records, checkup: Mapping[str, int]) -> Iterator[Warning]:
     """Does the model answer the same question the same way?"""
     samples, right = checkup.get("samples", 0), int(records.table["correct"].sum())
@@ -93,7 +99,7 @@ def _answers(records: Records, checkup: Mapping[str, int]) -> Iterator[Warning]:
             "fooled once may not fool again, and the robust accuracy comes out too high.",
             "Attack the expectation: wrap the model in sp.expectation, or turn the randomness off.",
         )
-    if not random and 4 * checkup.get("company", 0) > samples:
+    if not random and _is_batched(checkup):
         yield _warning(
             "batch-statistics",
             f"For {checkup['company']} of {samples} samples the logits depend on what else is in the batch.",
@@ -239,7 +245,8 @@ def _examples(checkup: Mapping[str, int]) -> Iterator[Warning]:
     if not _is_random(checkup) and clearly(lost, tried, 0.1, 3):
         yield _warning(
             "rounding",
-            f"{lost} of {tried} adversarial examples fool no more when they are rounded to 8 bits, as in an image file.",
+            f"{lost} of {tried} adversarial examples fool no more when they are rounded to 8 bits, as in an image file, also "
+            "after ten more steps.",
             "As they are, they don't prove that these samples fall to an attacker who sends image files; such an attacker "
             "may find others, or none.",
             "To know, evaluate a model that rounds its input to 8 bits first (sp.straight_through).",
