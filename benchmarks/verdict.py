@@ -37,6 +37,7 @@ from peers import PEERS, missing
 from verdict_tables import report
 
 DRAWS = 21
+EOT = 20  # draws a gradient of the `rand` version
 BATCH = 128
 
 
@@ -75,7 +76,9 @@ def evaluated(attacks: str) -> Method:
     """`sparring.evaluate` with its defaults."""
 
     def method(net: nn.Module, x: Tensor, y: Tensor, network: Network, seed: int) -> Answer:
-        chosen = "autoattack-rand" if attacks == "autoattack" and network.random else attacks
+        chosen = attacks
+        if attacks == "autoattack" and network.random:
+            chosen, net = "autoattack-rand", sp.expectation(net, EOT)
         result = sp.evaluate(net, (x, y), sp.Linf(network.eps), attacks=chosen, seed=seed)
         adversarial = x.clone()
         for index, _, example in result.examples:
@@ -113,7 +116,7 @@ def torchattacks(net: nn.Module, x: Tensor, y: Tensor, network: Network, seed: i
     lib = importlib.import_module("torchattacks")
     common = {"eps": network.eps, "steps": 100, "n_restarts": 1, "seed": seed}
     if network.random:
-        stages = [lib.APGD(net, loss=loss, eot_iter=20, **common) for loss in ("ce", "dlr")]
+        stages = [lib.APGD(net, loss=loss, eot_iter=EOT, **common) for loss in ("ce", "dlr")]
     else:
         stages = [
             lib.APGD(net, loss="ce", **common),

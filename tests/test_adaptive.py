@@ -107,17 +107,21 @@ def test_bad_settings_get_one_line(settings: dict[str, Any], says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_gains_are_those_of_the_tenth_that_gained_most() -> None:
-    gains = Gains(1)
+def test_gains_are_means_and_what_was_lost_counts_as_nothing() -> None:
+    gains = Gains([0])
     before = torch.ones(30)
-    gains.see(0, before, before - torch.arange(30) / 100, torch.zeros(30, dtype=torch.bool))
-    assert gains.gain(0) == pytest.approx((0.29 + 0.28 + 0.27) / 3)
-    assert Gains(1).gain(0) == 0
+    gains.see(0, before, before - torch.arange(-10, 20) / 100, torch.zeros(30, dtype=torch.bool))
+    assert gains.gain(0) == pytest.approx(sum(range(20)) / 100 / 30)
+    assert Gains([0]).gain(0) == 0
+    some = Gains([1, 3])  # a pilot of two attacks of four
+    some.see(1, before, before - 0.5, before > 0)
+    assert [some.gain(number) for number in range(4)] == [0, 0, 0, 0.5]
+    assert some.fooled == [0, 0, 0, 30]
 
 
 def test_a_plan_follows_the_gains_and_survives_json() -> None:
     steps = adaptive.steps(sp.Linf(EPS))
-    still, moving = Gains(5), Gains(5)
+    still, moving = Gains(range(5)), Gains(range(5))
     for number in range(5):
         same = torch.full((10,), 0.8)
         still.see(number, same, same, same < 0)
@@ -125,8 +129,9 @@ def test_a_plan_follows_the_gains_and_survives_json() -> None:
     closed, open_ = (pilot.plan(steps, gains, 32, 10, 5) for gains in (still, moving))
     assert closed.gates[0] is None
     assert open_.gates[0] is None
-    assert closed.gates[5:] == (0.0,) * (len(steps) - 5)  # where searching brings nothing nobody is searched
-    assert open_.gates[6] == steps[6].gate.most  # 5 times 0.3 is more
+    assert closed.gates == tuple(None if step.gate.near >= 1 else step.gate.near for step in steps)
+    assert closed.gates[8] == 0  # where searching brings nothing nobody is searched for long
+    assert open_.gates[6] == steps[6].gate.most
     assert open_.gates[8] == steps[8].gate.most
     assert Plan.from_json(json.loads(json.dumps(open_.to_json()))) == open_
 
@@ -177,14 +182,14 @@ class Rounded(nn.Module):
 
 def test_a_network_that_hides_its_gradients_gets_a_search_and_a_warning() -> None:
     open_, threat = mlp(SHAPE), sp.Linf(0.1)
-    x, y = labelled(open_, 60)
+    x, y = labelled(open_, 30)
     masked = Rounded(open_, 12)
     plain = sp.evaluate(open_, (x, y), threat)
     hidden = sp.evaluate(masked, (x, masked(x).argmax(1)), threat)
     by_gradients = sp.evaluate(masked, (x, masked(x).argmax(1)), threat, attacks=sp.PGD(threat, steps=20))
     assert "masking" in {warning.code for warning in hidden.warnings}
     assert "masking" not in {warning.code for warning in plain.warnings}
-    assert hidden.robust_accuracy.count < by_gradients.robust_accuracy.count - 6
+    assert hidden.robust_accuracy.count < by_gradients.robust_accuracy.count - 4
 
 
 def test_on_an_open_network_the_plan_keeps_the_search_shut() -> None:
@@ -294,7 +299,7 @@ def test_a_random_model_is_not_searched_and_its_examples_fool_most_of_the_time(t
 
 
 def test_a_few_examples_that_do_not_hold_make_no_random_model() -> None:
-    gains = Gains(1)
+    gains = Gains([0])
     gains.ask(torch.tensor([True] * 90 + [False] * 2))
     assert not gains.random  # rounding
     gains.ask(torch.tensor([False] * 3))

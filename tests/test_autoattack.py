@@ -32,7 +32,7 @@ def told(threat: sp.Threat, name: str = "autoattack") -> list[tuple[str, dict[st
         "beta",
     )
     attacks = resolve(name, threat, None)
-    assert all(attack.stop_when_fooled for attack in attacks)
+    assert all(attack.stop_when_fooled == (name == "autoattack") for attack in attacks)  # one success may be luck
     return [(a.name, {k: v for k, v in a.settings().items() if k in wanted}) for a in attacks]
 
 

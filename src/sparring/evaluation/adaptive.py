@@ -4,7 +4,7 @@ How much of its clean margin the attacks so far have left a sample is its *close
 boundary. A sample goes on to an attack if its closeness is at most that attack's gate. On most networks later attacks
 hardly bring a sample closer, and so only those that nearly fell go on; on networks that mask their gradients they bring
 much, above all those that need no gradients, and then many go on. Which is the case a pilot tells (`pilot.py`): a few
-samples that go through all of the first five attacks, and whose gains set the gates for everybody else.
+samples that all go through the attacks that are `measured`, and whose gains set the gates for everybody else.
 """
 
 from __future__ import annotations
@@ -15,19 +15,26 @@ from dataclasses import dataclass
 from sparring.attacks import Attack, MarginAscent, Square
 from sparring.threat import Threat
 
+SEARCHES = (
+    3,
+    4,
+)  # a long climb from the best so far, and a short search: what both gain tells whether gradients are masked
+USUAL = 0.028  # their gain where they are not
+
 
 @dataclass(frozen=True)
 class Gate:
     """Who goes on to an attack.
 
-    near: the closeness up to which a sample does, whatever the pilot says. gain: the attack whose gains on the pilot may
-    open the gate wider, up to `factor` times as far as they reached, but not beyond `most`; None where nothing does.
+    near: the closeness up to which a sample does, whatever the pilot says. gains: of these attacks on the pilot's samples;
+    they open the gate wider, to `factor` times what their sum has over `usual`, but not beyond `most`.
     """
 
     near: float
-    gain: int | None = None
+    gains: tuple[int, ...] = ()
     factor: float = 0.0
     most: float = math.inf
+    usual: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,21 +48,27 @@ def steps(threat: Threat) -> list[Step]:
     """The cascade under this threat. l1 has no attack without gradients."""
     ascent = [
         Step(MarginAscent(threat, rivals=1), Gate(math.inf), measured=True),
-        Step(MarginAscent(threat, first=1, rivals=2, start="given"), Gate(0.65, 1, 2.0), measured=True),
-        Step(MarginAscent(threat, first=3, rivals=6, start="given"), Gate(0.2, 2, 2.0), measured=True),
-        Step(MarginAscent(threat, steps=20, rivals=None, reach=0.5, start="given"), Gate(0.03, 3, 2.0), measured=True),
+        Step(MarginAscent(threat, first=1, rivals=2, start="given"), Gate(0.65), measured=True),
+        Step(MarginAscent(threat, first=3, rivals=6, start="given"), Gate(0.2)),
+        Step(
+            MarginAscent(threat, steps=20, rivals=None, reach=0.5, start="given"), Gate(0.03, (3,), 6.0), measured=True
+        ),
     ]
     if threat.norm == "l1":
         return ascent
     climb = MarginAscent(threat, steps=10, rivals=None, reach=0.5, start="given")
+
+    def gate(factor: float, most: float, near: float = 0.0) -> Gate:
+        return Gate(near, SEARCHES, factor, most, USUAL)
+
     search = [
-        Step(Square(threat, queries=100, p_init=0.2, start="given"), Gate(0.01, 4, 4.0), measured=True),
-        Step(climb, Gate(0.0, 4, 5.0, 0.85)),
-        Step(Square(threat, queries=1000, p_init=0.3, start="given"), Gate(0.0, 4, 5.0, 0.85)),
-        Step(climb, Gate(0.0, 4, 4.0, 0.4)),
-        Step(Square(threat, queries=2000, p_init=0.5, start="given"), Gate(0.0, 4, 3.5, 0.4)),
-        Step(climb, Gate(0.0, 4, 2.0, 0.15)),
-        Step(Square(threat, queries=3000, start="given"), Gate(0.0, 4, 1.2, 0.15)),
-        Step(climb, Gate(0.0, 4, 1.2, 0.15)),
+        Step(Square(threat, queries=100, p_init=0.2, start="given"), gate(15.0, math.inf, 0.01), measured=True),
+        Step(climb, gate(15.0, 0.85, 0.005)),
+        Step(Square(threat, queries=1000, p_init=0.3, start="given"), gate(15.0, 0.85, 0.005)),
+        Step(climb, gate(12.0, 0.4, 0.005)),
+        Step(Square(threat, queries=2000, p_init=0.5, start="given"), gate(12.0, 0.4)),
+        Step(climb, gate(5.0, 0.15)),
+        Step(Square(threat, queries=3000, start="given"), gate(5.0, 0.15)),
+        Step(climb, gate(5.0, 0.15)),
     ]
     return ascent + search

@@ -69,7 +69,7 @@ def is_adaptive(attacks: Attacks) -> bool:
 def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> list[AnyAttack]:
     """The list of attacks: our own let a sample go at its first success, and work under `threat`.
 
-    Those that search for the smallest perturbation go on to their end, unless they are set to stop.
+    Those that search for the smallest perturbation, and those for random models, go on to their end.
     """
     if is_adaptive(attacks):
         chosen: list[Any] = [step.attack for step in adaptive.steps(threat)]
@@ -79,6 +79,7 @@ def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> l
         chosen = list(attacks) if isinstance(attacks, (list, tuple)) else [attacks]
     if not chosen:
         raise ValueError("attacks is empty: expected 'adaptive', an attack, or a list of attacks")
+    random = isinstance(attacks, str) and attacks.lower() == "autoattack-rand"  # its first success may have been luck
     resolved: list[AnyAttack] = []
     for attack in chosen:
         if isinstance(attack, str):
@@ -93,7 +94,7 @@ def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> l
             attack = attack(threat)
         if isinstance(attack, Attack):
             _check_threat(attack, threat)
-            stop = attack.stop_when_fooled or not isinstance(attack, MinimalAttack)
+            stop = attack.stop_when_fooled or not (random or isinstance(attack, MinimalAttack))
             attack = replace(attack, stop_when_fooled=stop, trace=False, autocast=attack.autocast or autocast)
         elif not callable(attack):
             raise TypeError(f"attack {attack!r}: expected an attack, its name, or a callable (model, x, y) → x")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import sparring
 from sparring.evaluation.cascade import AnyAttack, name_of, settings_of
+from sparring.evaluation.pilot import Plan
 from sparring.evaluation.records import Records
 from sparring.evaluation.statistics import Proportion
 from sparring.evaluation.warnings import judge
@@ -36,9 +37,12 @@ def schema() -> dict[str, Any]:
 
 
 def describe_model(model: Model, info: dict[str, Any] | None) -> dict[str, Any]:
-    """Name, number of parameters, and a hash of every weight and buffer (None for a plain callable)."""
+    """Name, number of parameters, and a hash of every weight and buffer (None for a plain callable).
+
+    A model is the same whether it is compiled or not: a run that was stopped goes on either way.
+    """
     about: dict[str, Any] = {
-        "name": getattr(model, "__name__", type(model).__name__),
+        "name": getattr(model, "__name__", type(getattr(model, "_orig_mod", model)).__name__),
         "sha256": None,
         "parameters": None,
         "spec": None,
@@ -48,6 +52,7 @@ def describe_model(model: Model, info: dict[str, Any] | None) -> dict[str, Any]:
         tensors = [*model.named_parameters(), *model.named_buffers()]
         hasher = hashlib.sha256()
         for name, tensor in tensors:
+            name = name.replace("_orig_mod.", "")
             hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             hasher.update(_bytes(tensor))
         about["sha256"] = hasher.hexdigest() if tensors else None
@@ -135,6 +140,7 @@ def describe(
             if device.type == "cuda"
             else platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
+            "compiled": run.model.layout.compiled,
         },
         "settings": {"batch_size": run.batch_size, "time_limit": run.time_limit, "max_samples": run.source.limit},
         "threat": describe_threat(threat),
@@ -166,6 +172,7 @@ def summarize(
     table = records.table
     total, right, robust = len(table), int(table["correct"].sum()), int(table["robust"].sum())
     cost = facts["model"]["passes"]
+    met = cost * total * (Plan.from_json(facts["plan"]).looks if facts["plan"] else 1)
     shown = 2 * cost * (len(gallery) if shown is None else shown)
     stage_passes = table["passes"].sum(axis=0, dtype=np.int64)
     forwards, backwards = int(table["forwards"].sum()), int(table["backwards"].sum())
@@ -183,8 +190,8 @@ def summarize(
         "passes": {
             "forwards": forwards + shown + checked[0] + pilot[0],
             "backwards": backwards + checked[1] + pilot[1],
-            "clean": cost * total,
-            "distance": forwards - cost * total - int(stage_passes[:, 0].sum()),
+            "clean": met,
+            "distance": forwards - met - int(stage_passes[:, 0].sum()),
             "distance_backwards": backwards - int(stage_passes[:, 1].sum()),
             "gallery": shown,
             "pilot": pilot[0],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from torch import Tensor
 from sparring.evaluation.adaptive import Step
 from sparring.evaluation.files import replacing
 
-LEAST, MOST, SHARE = 32, 128, 0.02  # samples of a pilot
-LOOKS = 9  # at an example for a random model
+LEAST, MOST = 16, 128  # samples of a pilot: an eighth of a few hundred, a fiftieth of many thousands
+LOOKS = 25  # at an example for a random model
 NEVER = -1.0  # a gate for nobody
 
 
@@ -29,10 +29,11 @@ NEVER = -1.0  # a gate for nobody
 class Plan:
     """gates: for each attack the closeness up to which samples go on to it (None: all do, as a JSON number can't be infinite).
 
-    samples: how many the pilot had. reached: (attacks measured) how many of them took each. gains: how far each attack
-    brought the tenth of them that it brought farthest. fooled: how many each attack fooled.
+    samples: how many the pilot had. reached: (attacks up to the last that is measured) how many of them took each. gains:
+    how much closer to failure each attack brought them, on average. fooled: how many each attack fooled.
     random: the model answers differently when asked again. Then no search is worth its queries (it keeps what was luck),
-    ascents average over the draws and everybody goes on to them, and an example counts if it fools in most of `looks`.
+    everybody goes on to every ascent, which takes all its steps (over which the draws average) and returns the last, and
+    an example counts if it fools in most of `looks`.
     forwards, backwards: what the pilot cost.
     """
 
@@ -67,12 +68,15 @@ class Plan:
 class Gains:
     """What was seen of each measured attack: closeness before and after it, for every sample of the pilot that took it."""
 
-    def __init__(self, attacks: int) -> None:
+    def __init__(self, numbers: Sequence[int]) -> None:
+        """numbers: of the attacks that the pilot's samples take, in the whole cascade."""
+        self.numbers, attacks = numbers, max(numbers) + 1
         self.brought: list[list[float]] = [[] for _ in range(attacks)]
         self.fooled = [0] * attacks
         self.asked = self.denied = 0  # examples shown to the model again, and those that did not fool it then
 
     def see(self, number: int, before: Tensor, after: Tensor, fooled: Tensor) -> None:
+        number = self.numbers[number]
         self.brought[number] += (before - after).clamp_min(0).tolist()
         self.fooled[number] += int(fooled.sum())
 
@@ -86,28 +90,28 @@ class Gains:
         return self.denied >= 3 and self.denied > 0.05 * self.asked
 
     def gain(self, number: int) -> float:
-        """The mean of the largest tenth of the gains (of two at least)."""
-        most = sorted(self.brought[number], reverse=True)[: max(2, len(self.brought[number]) // 10)]
-        return sum(most) / len(most) if most else 0.0
+        """The mean over the samples."""
+        brought = self.brought[number]
+        return sum(brought) / len(brought) if brought else 0.0
 
 
 def plan(steps: list[Step], gains: Gains, samples: int, forwards: int, backwards: int) -> Plan:
     """The plan that these gains call for."""
-    measured = sum(step.measured for step in steps)
     gates: list[float | None] = []
     for step in steps:
         near = step.gate.near
-        if step.gate.gain is not None:
-            near = max(near, min(step.gate.most, step.gate.factor * gains.gain(step.gate.gain)))
+        if step.gate.gains:
+            over = sum(gains.gain(number) for number in step.gate.gains) - step.gate.usual
+            near = max(near, min(step.gate.most, step.gate.factor * over))
         if gains.random:
             near = 1.0 if step.attack.access == "gradients" else NEVER
         gates.append(None if near >= 1 else round(near, 4))
     return Plan(
         gates=tuple(gates),
         samples=samples,
-        reached=tuple(len(gains.brought[i]) for i in range(measured)),
-        gains=tuple(round(gains.gain(i), 4) for i in range(measured)),
-        fooled=tuple(gains.fooled[:measured]),
+        reached=tuple(len(brought) for brought in gains.brought),
+        gains=tuple(round(gains.gain(i), 4) for i in range(len(gains.brought))),
+        fooled=tuple(gains.fooled),
         forwards=forwards,
         backwards=backwards,
         random=gains.random,
@@ -116,7 +120,7 @@ def plan(steps: list[Step], gains: Gains, samples: int, forwards: int, backwards
 
 def size(available: int | None) -> int:
     """How many samples the pilot of so large an evaluation has."""
-    return LEAST if available is None else min(MOST, max(LEAST, round(SHARE * available)))
+    return 2 * LEAST if available is None else min(MOST, max(LEAST, min(2 * LEAST, available // 8), available // 50))
 
 
 def kept(file: Path | None, identity: dict[str, Any], study: Callable[[], Plan]) -> Plan:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sparring.attacks import Adversarial, Attack
+from sparring.attacks import Adversarial, Attack, GradientAttack
 from sparring.attacks.inputs import with_logits
 from sparring.borrow import INDEX, Borrowed
 from sparring.evaluation.cascade import name_of, settings_of
@@ -51,16 +52,21 @@ def fresh(rows: Rows) -> Rows:
     )  # fmt: skip
 
 
-def make_stage(attack: Any, model: Borrowed, capacity: int, seed: int) -> Stage:
-    return (OwnStage if isinstance(attack, Attack) else CallStage)(attack, model, capacity, seed)
+def make_stage(attack: Any, model: Borrowed, capacity: int, seed: int, *, random: bool = False) -> Stage:
+    """random: the model is. Where an iterate fooled once is luck then, and ascents take all their steps."""
+    if isinstance(attack, Attack):
+        return OwnStage(attack, model, capacity, seed, random=random)
+    return CallStage(attack, model, capacity, seed)
 
 
 class OwnStage:
     """An attack of ours, run by its loop: samples that are done leave at every step and the queue refills their places."""
 
-    def __init__(self, attack: Attack, model: Borrowed, capacity: int, seed: int) -> None:
+    def __init__(self, attack: Attack, model: Borrowed, capacity: int, seed: int, *, random: bool = False) -> None:
         self.attack, self.model, self.capacity, self.seed = attack, model, capacity, seed
         stop = attack.stop_when_fooled
+        if random and isinstance(attack, GradientAttack):
+            stop, attack = False, replace(attack, keep="last")
         self.pool = attack.pool(model, seed=seed, capacity=capacity, stop_when_fooled=stop, goal=False)
         self.name, self.settings, self.seconds = attack.name, attack.settings(), 0.0
         self.queue: Rows | None = None

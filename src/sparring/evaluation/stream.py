@@ -15,7 +15,7 @@ from sparring.attacks.inputs import check_inputs, check_label_range, check_label
 from sparring.borrow import Borrowed, looks_like_probabilities
 from sparring.evaluation import cascade
 from sparring.evaluation.checkup import Chosen
-from sparring.evaluation.confirm import confirm
+from sparring.evaluation.confirm import vote
 from sparring.evaluation.nearest import Found, draw_back, smallest_norm
 from sparring.evaluation.pilot import Gains, Plan
 from sparring.evaluation.placing import to_device
@@ -60,8 +60,10 @@ class Stream:
         self.resumed = self.done = len(table)
         self.correct, self.fooled = int(table["correct"].sum()), int((table["attack"] >= 0).sum())
         # each attack draws numbers of its own
+        self.looks = 1 if plan is None else plan.looks
         self.stages: list[Stage] = [
-            make_stage(attack, model, batch_size, seed + 1_000_003 * i) for i, attack in enumerate(attacks)
+            make_stage(each, model, batch_size, seed + 1_000_003 * i, random=self.looks > 1)
+            for i, each in enumerate(attacks)
         ]
         # a run of foreign attacks alone asks for no gradients
         self.gradients = any(isinstance(attack, Attack) and attack.access == "gradients" for attack in attacks)
@@ -151,7 +153,7 @@ class Stream:
             return
         here = rows.to(x.device)
         x, y, context = x[here], y[here], {name: part[here] for name, part in context.items()}
-        logits = self.model.look(x, context)
+        logits, _ = vote(self.model, x, y, context, self.looks)
         check_label_range(y, logits.shape[1])
         prediction, index = predict(logits), batch.index[rows]
         if bool((prediction < 0).any()):
@@ -210,7 +212,7 @@ class Stream:
         for name, values in columns.items():
             table[name][at] = values.cpu().numpy()
         table["digest"][at], table["probabilities"][at] = prints, looks_like_probabilities(logits)
-        table["forwards"][at], table["state"][at] = self.model.cost, STARTED
+        table["forwards"][at], table["state"][at] = self.looks * self.model.cost, STARTED
 
     def _threat_of(self, position: Tensor, x: Tensor) -> Threat:
         """The threat of these samples: eps or a mask with one value per sample is looked up by position in the data."""
@@ -275,15 +277,13 @@ class Stream:
 
     def _settle(self, number: int) -> None:
         """Confirm this stage's examples by asking again, and find how near failure lies; the others stand."""
-        waiting = self.fallen[number]
-        if waiting is None:
+        if (waiting := self.fallen[number]) is None:
             return
         rows, self.fallen[number] = waiting.split(self.batch_size)
-        looks = 1 if self.plan is None else self.plan.looks
-        logits, sure = confirm(self.model, rows, looks)
-        prediction = predict(logits)
+        logits, wrong = vote(self.model, rows.best, rows.y, rows.context, self.looks)
+        prediction, sure = predict(logits), wrong.cpu()
         table, places = self.records.table, rows.ticket.numpy()
-        table["forwards"][places] += looks * self.model.cost
+        table["forwards"][places] += self.looks * self.model.cost
         table["unconfirmed"][places] += (~sure).numpy()
         if self.gains is not None:
             self.gains.ask(sure)

@@ -33,8 +33,8 @@ def study(
     """The plan for these attacks, those of `steps`; the pilot is a part of the samples that `seed` and `max_samples` choose."""
     few = size(Source(data, batch_size, max_samples, seed, indices).total)
     source = Source(data, batch_size, few if max_samples is None else min(few, max_samples), seed, indices)
-    measured = attacks[: sum(step.measured for step in steps)]
-    gains = Gains(len(measured))
+    numbers = [number for number, step in enumerate(steps) if step.measured]
+    measured, gains = [attacks[number] for number in numbers], Gains(numbers)
     before = model.forwards, model.backwards
     stream = Stream(
         model, source, threat, measured, Store(None, {}, len(measured)), device, batch_size=batch_size, seed=seed,
