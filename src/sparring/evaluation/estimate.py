@@ -101,8 +101,8 @@ def estimate(
     """What `evaluate` will cost with these arguments: a range, from one timed forward and backward of one batch.
 
     The adaptive cascade takes a sample on to a dearer attack only where it came near enough to failing. Its cost for samples
-    that stand is that of an ordinary robust model: their closeness is taken to be spread evenly from 0 to 1, and the gates
-    to be where they are before a pilot opens them.
+    that stand is that of an ordinary robust model: the share of them that come as close as c is taken to be c squared, about
+    what networks at hand show, and the gates to be where they are before a pilot opens them.
 
     Raises TypeError or ValueError as `evaluate` does.
     """
@@ -145,7 +145,7 @@ def _cases(
     }
     whole = {i: _whole(attack, classes) for i, attack in ours.items()}
     every = _sum(whole.values())
-    some = _sum(whole[i] * (min(1.0, steps[i].gate.near) if steps else 1.0) for i in ours)
+    some = _sum(whole[i] * (_share(steps[i].gate.near) if steps else 1.0) for i in ours)
     first = _sum([_first_step(ours[i], whole[i]) for i in list(ours)[:1]])
     clean, confirmed, shown = Passes(1), Passes(1), Passes(2)
     climbs = any(attack.access == "gradients" for attack in ours.values())
@@ -164,6 +164,10 @@ def _cases(
         Case(clean + some, hard),
         Case(clean + every + fallen, hard + deeper),
     )
+
+
+def _share(gate: float) -> float:
+    return float(min(1.0, max(0.0, gate)) ** 2)
 
 
 def _sum(parts: Iterable[Passes]) -> Passes:
