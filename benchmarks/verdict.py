@@ -67,6 +67,7 @@ class Answer:
     claimed: Tensor
     warnings: list[str]
     passes: list[int] | None = None  # of each sample until it fell, where the method knows
+    searched: int | None = None  # samples that fell to an attack without gradients, after those with
 
 
 Method = Callable[[nn.Module, Tensor, Tensor, Network, int], Answer]
@@ -87,7 +88,9 @@ def evaluated(attacks: str) -> Method:
         passes = [row["forwards"] + row["backwards"] for row in result.samples()]
         inwards = result.document["passes"]["distance"] + result.document["passes"]["distance_backwards"]
         passes = [n - round(inwards / max(1, int(claimed.sum()))) * fell for n, fell in zip(passes, claimed.tolist())]
-        return Answer(adversarial, claimed.to(x.device), [warning.code for warning in result.warnings], passes)
+        searched = sum(row["fooled"] for row in result.attacks if row["access"] == "scores")
+        codes = [warning.code for warning in result.warnings]
+        return Answer(adversarial, claimed.to(x.device), codes, passes, searched)
 
     return method
 
@@ -200,7 +203,7 @@ def measure(network: Network, name: str, images: int, device: torch.device, seed
         "warnings": sorted(set(answer.warnings)),
     }
     if answer.passes is not None:
-        row["passes"] = answer.passes
+        row |= {"passes": answer.passes, "searched": answer.searched}
     return row
 
 

@@ -33,6 +33,12 @@ def counted(rows: Rows, images: int) -> bool:
     return len(truth(rows)) >= 0.05 * images
 
 
+def hides(name: str, rows: Rows) -> bool:
+    """The network was made to mask its gradients, is random, or masks: queries found what gradients had left."""
+    made = NETWORKS[name].masking or NETWORKS[name].random
+    return made or any(row.get("searched") for row in rows.values())
+
+
 def faults(name: str, rows: Rows, images: int) -> list[str]:
     """The targets that the cascade misses on this network, of those that can be judged."""
     ours, network = rows["adaptive"], NETWORKS[name]
@@ -41,16 +47,18 @@ def faults(name: str, rows: Rows, images: int) -> list[str]:
     over = len(ours["robust"]) - min(references, default=images)
     if over > max(1, 0.001 * images):
         found.append(f"verdict {100 * over / images:+.1f}")
-    if counted(rows, images) and passes(ours) > (MASKED if network.masking else PLAIN):
+    if counted(rows, images) and passes(ours) > (MASKED if hides(name, rows) else PLAIN):
         found.append("passes")
-    if network.masking and not {"masking", "random"} & set(ours["warnings"]):
+    found_by_queries = max((row.get("searched") or 0 for row in rows.values()), default=0)
+    if found_by_queries >= 5 and not {"masking", "random-model"} & set(ours["warnings"]):
         found.append("no masking warning")
-    if not network.masking and "masking" in ours["warnings"]:
+    if not hides(name, rows) and "masking" in ours["warnings"]:
         found.append("false masking warning")
     if ours["unshown"] and not network.random:
         found.append(f"{ours['unshown']} not shown")
     theirs = rows.get("torchattacks")
-    if theirs and not network.masking and counted(rows, images) and theirs["seconds"] < FASTER * ours["seconds"]:
+    slower = theirs and theirs["seconds"] < FASTER * ours["seconds"]
+    if slower and not hides(name, rows) and counted(rows, images):
         found.append("clock")
     return found
 
@@ -149,7 +157,7 @@ def report(document: dict[str, Any], models: list[str], *, curve: bool = False) 
         passes(document["rows"][name]["adaptive"])
         for name in models
         if "adaptive" in document["rows"][name]
-        and not NETWORKS[name].masking
+        and not hides(name, document["rows"][name])
         and counted(document["rows"][name], images)
     ]
     if ordinary:

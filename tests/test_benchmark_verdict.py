@@ -165,7 +165,9 @@ def made(robust: int, passes: int = 100, warnings: tuple[str, ...] = (), seconds
         ("fashion-pgd-trained", made(50), made(50, seconds=49), ["clock"]),
         ("fashion-pgd-trained", made(4, passes=5000), made(4), []),  # too few robust to count passes by
         ("fashion-quantised", made(50, passes=1999, warnings=("masking",)), made(50), []),
-        ("fashion-quantised", made(50, passes=2001), made(50), ["passes", "no masking warning"]),
+        ("fashion-quantised", made(50, passes=2001), made(50), ["passes"]),
+        ("fashion-pgd-trained", made(50, passes=1999) | {"searched": 5}, made(50), ["no masking warning"]),
+        ("fashion-pgd-trained", made(50, warnings=("masking",)) | {"searched": 5}, made(50), []),
     ],
 )
 def test_targets_are_held(verdict: ModuleType, name: str, ours: Any, theirs: Any, faults: list[str]) -> None:
