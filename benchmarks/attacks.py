@@ -44,32 +44,36 @@ def shown(row: Row) -> tuple[str, ...]:
     best = row.best_peer
     verdict = {True: "yes", False: "MISSED", None: ""}[row.within]
     peers = ", ".join(f"{name} {value(number)}" for name, number in sorted(row.peers.items()))
-    passes = f"{row.passes['sparring']:.0f}" if "sparring" in row.passes else ""
+    budget = ", ".join(
+        f"{name} {number:.3g}" if isinstance(number, float) else f"{number} {name}"
+        for name, number in row.settings.items()
+    )
+    passes = " / ".join(f"{row.passes[name]:.0f}" for name in ("sparring", best) if name in row.passes)
     over = "" if row.excess is None else f"{100 * row.excess:+.1f}%" if math.isfinite(row.excess) else "worse"
-    theirs = f"{row.passes[best]:.0f}" if best is not None and best in row.passes else ""
-    return (row.attack, row.norm, row.network, row.measure, value(row.ours), peers, over, verdict, passes, theirs)
+    who = (row.attack, row.norm, row.network, budget, str(row.samples), row.measure)
+    return (*who, value(row.ours), peers, over, verdict, passes)
 
 
 HEAD = (
     "attack",
     "norm",
     "network",
+    "budget",
+    "samples",
     "measure",
     "sparring",
     "peers",
     "ours - best",
     "within 2%",
-    "passes",
-    "best peer's",
+    "passes, best peer's",
 )
 
 
 def write(rows: list[Row], machine: dict[str, Any], file: TextIO | None = None) -> None:
     print("\n".join(f"{name}: {value}" for name, value in machine.items()), file=file)
-    samples = sorted({(row.samples, row.seed) for row in rows})
-    said = ", ".join(f"{n} with seed {seed}" for n, seed in samples)
+    seeds = ", ".join(str(seed) for seed in sorted({row.seed for row in rows}))
     table(
-        f"Attacks beside the peers' (samples: {said}; passes: forwards + backwards a sample)",
+        f"Attacks beside the peers' (seed {seeds}; passes: forwards + backwards a sample)",
         HEAD,
         [*map(shown, rows)],
         file,

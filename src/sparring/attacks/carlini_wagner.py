@@ -28,7 +28,7 @@ class CarliniWagner(MinimalAttack):
     by itself: tenfold until one does, then by bisection. A sample whose loss stops falling goes on to its next c.
 
     steps: in all, shared by the searches: at most K backwards and K + 1 forwards. search_steps: how many values of c are tried.
-    c: the first. lr: Adam's first step in w in each search; it falls to 0 by a cosine.
+    c: the first. lr: Adam's step in w; once something fools, it falls to 0 by a cosine within each search.
     """
 
     steps: int = 900
@@ -127,8 +127,9 @@ class CarliniWagner(MinimalAttack):
         memory["square"] = 0.999 * memory["square"] + 0.001 * slope * slope
         mean = memory["mean"] / per_sample(1 - 0.9 ** memory["count"], slope)
         square = memory["square"] / per_sample(1 - 0.999 ** memory["count"], slope)
-        lr = per_sample(annealed(rows, self._each, self.lr, 0.0, memory["count"] - 1), slope)
-        memory["w"] = memory["w"] - lr * mean / (square.sqrt() + 1e-8)
+        lr = annealed(rows, self._each, self.lr, 0.0, memory["count"] - 1)
+        lr = torch.where(rows.norm.isfinite(), lr, self.lr)  # the first example may be far
+        memory["w"] = memory["w"] - per_sample(lr, slope) * mean / (square.sqrt() + 1e-8)
         if bounds is None:
             return origin + memory["w"]
         return (origin + half * ((start + memory["w"]).tanh() - start.tanh())).clamp(*bounds)
