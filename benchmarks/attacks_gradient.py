@@ -139,4 +139,4 @@ def robust(net: nn.Module, threat: sp.Threat, x: Tensor, y: Tensor, z: Tensor, s
     with torch.no_grad():
         held = net(z).argmax(1) == y
     inside = (threat.size(x, z) <= threat.eps * (1 + slack)) & ((z >= -1e-6) & (z <= 1 + 1e-6)).flatten(1).all(1)
-    return float((held | ~inside).float().mean())
+    return float((held | ~inside).double().mean())
