@@ -17,6 +17,7 @@ from networks import SHAPE, Counting, labelled, linear, mlp
 from sparring.evaluation import adaptive, pilot
 from sparring.evaluation.pilot import Gains, Plan
 from sparring.objective import margin
+from sparring.report import words
 
 EPS = 0.05
 
@@ -132,6 +133,7 @@ def test_a_plan_follows_the_gains_and_survives_json() -> None:
     assert closed.gates == tuple(None if step.gate.near >= 1 else step.gate.near for step in steps)
     assert closed.gates[8] == 0  # where searching brings nothing nobody is searched for long
     assert open_.gates[6] == steps[6].gate.most
+    assert (closed.raised, open_.raised) == (0, 1)
     assert open_.gates[8] == steps[8].gate.most
     assert Plan.from_json(json.loads(json.dumps(open_.to_json()))) == open_
 
@@ -187,7 +189,13 @@ def test_a_network_that_hides_its_gradients_gets_a_search_and_a_warning() -> Non
     plain = sp.evaluate(open_, (x, y), threat)
     hidden = sp.evaluate(masked, (x, masked(x).argmax(1)), threat)
     by_gradients = sp.evaluate(masked, (x, masked(x).argmax(1)), threat, attacks=sp.PGD(threat, steps=20))
-    assert "masking" in {warning.code for warning in hidden.warnings}
+    masking = next(warning for warning in hidden.warnings if warning.code == "masking")
+    assert hidden.plan is not None
+    assert plain.plan is not None
+    assert f"up to {hidden.plan.raised:.0%} of its margin left was searched" in masking.message
+    assert "The budget was raised for all" in words.cost(hidden.document)
+    assert plain.plan.raised == 0
+    assert "raised" not in words.cost(plain.document)
     assert "masking" not in {warning.code for warning in plain.warnings}
     assert hidden.robust_accuracy.count < by_gradients.robust_accuracy.count - 4
 

@@ -34,6 +34,7 @@ class Plan:
     random: the model answers differently when asked again. Then no search is worth its queries (it keeps what was luck),
     everybody goes on to every ascent, which takes all its steps (over which the draws average) and returns the last, and
     an example counts if it fools in most of `looks`.
+    raised: the closeness up to which samples are searched because of gains that only masked gradients explain; 0 without.
     forwards, backwards: what the pilot cost.
     """
 
@@ -45,6 +46,7 @@ class Plan:
     forwards: int
     backwards: int
     random: bool = False
+    raised: float = 0.0
 
     @property
     def looks(self) -> int:
@@ -98,11 +100,15 @@ class Gains:
 def plan(steps: list[Step], gains: Gains, samples: int, forwards: int, backwards: int) -> Plan:
     """The plan that these gains call for."""
     gates: list[float | None] = []
+    raised = 0.0
     for step in steps:
         near = step.gate.near
         if step.gate.gains:
             over = sum(gains.gain(number) for number in step.gate.gains) - step.gate.usual
-            near = max(near, min(step.gate.most, step.gate.factor * over))
+            wide = min(step.gate.most, step.gate.factor * over)
+            if step.gate.usual and not gains.random:
+                raised = max(raised, min(1.0, wide))
+            near = max(near, wide)
         if gains.random:
             near = 1.0 if step.attack.access == "gradients" else NEVER
         gates.append(None if near >= 1 else round(near, 4))
@@ -115,6 +121,7 @@ def plan(steps: list[Step], gains: Gains, samples: int, forwards: int, backwards
         forwards=forwards,
         backwards=backwards,
         random=gains.random,
+        raised=round(raised, 4),
     )
 
 

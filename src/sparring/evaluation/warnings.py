@@ -170,13 +170,24 @@ def _masking(records: Records, attacks: Sequence[Mapping[str, Any]], plan: Mappi
             continue
         yield _warning(
             "masking",
-            f"An attack without gradients fooled {found} of {shown} {what} that gradient attacks had left standing.",
+            f"An attack without gradients fooled {found} of {shown} {what} that gradient attacks had left standing."
+            + _raised(plan),
             "Gradients know more than queries do: where they find less, the model hides them, and the robust accuracy is "
             "likely too high still.",
             "Don't report this number as robustness. Find what masks the gradients (saturation, rounding, sharp "
             "activations, training against single steps), and attack with more restarts and with attacks adapted to it.",
         )
         return
+
+
+def _raised(plan: Mapping[str, Any]) -> str:
+    """What the pilot did about it."""
+    if not plan.get("raised"):
+        return ""
+    return (
+        f" The pilot had seen it coming: every sample with up to {plan['raised']:.0%} of its margin left was searched "
+        "without gradients too."
+    )
 
 
 def _other_attacks(checkup: Mapping[str, int]) -> Iterator[Warning]:

@@ -175,9 +175,17 @@ def cost(document: Document) -> str:
     each = f", {rough((forwards + backwards) / total)} per {one}" if total > 1 else ""
     device = document["environment"].get("device")
     where = f" on {device}" if device else ""
+    plan = document.get("plan") or {}
+    raised = ""
+    if plan.get("raised"):
+        _, many = nouns(document)
+        raised = (
+            f" The budget was raised for all: on a pilot of {plan['samples']} {many}, long climbs and searches without "
+            "gradients got further than gradients alone."
+        )
     return (
         f"{rough(forwards + backwards)} passes of one {one} through the network{each} "
-        f"({rough(forwards)} forward, {rough(backwards)} backward), in {duration(document.get('seconds'))}{where}."
+        f"({rough(forwards)} forward, {rough(backwards)} backward), in {duration(document.get('seconds'))}{where}.{raised}"
     )
 
 
