@@ -122,8 +122,8 @@ def test_gains_are_means_and_what_was_lost_counts_as_nothing() -> None:
 
 def test_a_plan_follows_the_gains_and_survives_json() -> None:
     steps = adaptive.steps(sp.Linf(EPS))
-    still, moving = Gains(range(5)), Gains(range(5))
-    for number in range(5):
+    still, moving = Gains(range(6)), Gains(range(6))
+    for number in range(6):
         same = torch.full((10,), 0.8)
         still.see(number, same, same, same < 0)
         moving.see(number, same, same - 0.3, same < 0)
@@ -131,9 +131,13 @@ def test_a_plan_follows_the_gains_and_survives_json() -> None:
     assert closed.gates[0] is None
     assert open_.gates[0] is None
     assert closed.gates == tuple(None if step.gate.near >= 1 else step.gate.near for step in steps)
-    assert closed.gates[8] == 0  # where searching brings nothing nobody is searched for long
-    assert open_.gates[6] == steps[6].gate.most
+    assert closed.gates[9] == 0  # where searching brings nothing nobody is searched for long
+    assert open_.gates[7] == steps[7].gate.most
     assert (closed.raised, open_.raised) == (0, 1)
+    blind = [i for i, step in enumerate(steps) if step.gate.blind]
+    assert [steps[i].attack.name for i in blind] == ["APGD", "Square"]
+    assert closed.blind == tuple(blind)
+    assert open_.blind == (blind[1],)  # a search says more than another climb where gradients are masked for everybody
     assert open_.gates[8] == steps[8].gate.most
     assert Plan.from_json(json.loads(json.dumps(open_.to_json()))) == open_
 
@@ -210,6 +214,7 @@ def test_on_an_open_network_the_plan_keeps_the_search_shut() -> None:
     assert (result.forwards, result.backwards) == (counting.forwards, counting.backwards)
     assert result.plan is not None
     assert max(gate or 0 for gate in result.plan.gates[6:]) < 0.1
+    assert len(result.plan.gates) == len(adaptive.steps(threat)) == 13
     assert (result.forwards + result.backwards) / robust < 200
     thorough = sp.evaluate(
         model, (x, y), threat, attacks=[sp.PGD(threat, steps=100, restarts=3), sp.Square(threat, 500)]
@@ -312,3 +317,11 @@ def test_a_few_examples_that_do_not_hold_make_no_random_model() -> None:
     assert not gains.random  # rounding
     gains.ask(torch.tensor([False] * 3))
     assert gains.random
+
+
+def test_samples_without_a_gradient_go_on_whatever_their_closeness() -> None:
+    plan = Plan((None, 0.2, 0.2), 0, (), (), (), 0, 0, blind=(2,))
+    closeness, zero = torch.tensor([0.1, 0.9, 0.9, 0.1]), torch.tensor([False, False, True, True])
+    assert plan.admits(0, closeness, zero).tolist() == [True] * 4
+    assert plan.admits(1, closeness, zero).tolist() == [True, False, False, True]
+    assert plan.admits(2, closeness, zero).tolist() == [True, False, True, True]

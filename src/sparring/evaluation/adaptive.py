@@ -10,15 +10,13 @@ samples that all go through the attacks that are `measured`, and whose gains set
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sparring.attacks import Attack, MarginAscent, Square
+from sparring.attacks import APGD, Attack, MarginAscent, Square
 from sparring.threat import Threat
 
-SEARCHES = (
-    3,
-    4,
-)  # a long climb from the best so far, and a short search: what both gain tells whether gradients are masked
+# a long climb from the best so far, and a short search: what both gain on the pilot tells whether gradients are masked
+SEARCHES = (4, 5)
 USUAL = 0.028  # their gain where they are not
 
 
@@ -27,7 +25,8 @@ class Gate:
     """Who goes on to an attack.
 
     near: the closeness up to which a sample does, whatever the pilot says. gains: of these attacks on the pilot's samples;
-    they open the gate wider, to `factor` times what their sum has over `usual`, but not beyond `most`.
+    they open the gate wider, to `factor` times what their sum has over `usual`, but not beyond `most`. blind: samples whose
+    gradient was zero somewhere go on as well, as their closeness says nothing.
     """
 
     near: float
@@ -35,6 +34,7 @@ class Gate:
     factor: float = 0.0
     most: float = math.inf
     usual: float = 0.0
+    blind: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,27 +46,30 @@ class Step:
 
 def steps(threat: Threat) -> list[Step]:
     """The cascade under this threat. l1 has no attack without gradients."""
+    climb = MarginAscent(threat, steps=10, rivals=None, reach=0.5, start="given")
     ascent = [
         Step(MarginAscent(threat, rivals=1), Gate(math.inf), measured=True),
         Step(MarginAscent(threat, first=1, rivals=2, start="given"), Gate(0.65), measured=True),
         Step(MarginAscent(threat, first=3, rivals=6, start="given"), Gate(0.2)),
-        Step(
-            MarginAscent(threat, steps=20, rivals=None, reach=0.5, start="given"), Gate(0.03, (3,), 6.0), measured=True
-        ),
+        Step(APGD(threat, steps=20, rivals=3, objective="logit-difference"), Gate(0.2, blind=True)),
+        Step(replace(climb, steps=20), Gate(0.03, (4,), 6.0), measured=True),
     ]
     if threat.norm == "l1":
         return ascent
-    climb = MarginAscent(threat, steps=10, rivals=None, reach=0.5, start="given")
 
-    def gate(factor: float, most: float, near: float = 0.0) -> Gate:
-        return Gate(near, SEARCHES, factor, most, USUAL)
+    def gate(factor: float, most: float, near: float = 0.0, blind: bool = False) -> Gate:
+        return Gate(near, SEARCHES, factor, most, USUAL, blind)
 
     search = [
-        Step(Square(threat, queries=100, p_init=0.2, start="given"), gate(15.0, math.inf, 0.01), measured=True),
-        Step(climb, gate(15.0, 0.85, 0.005)),
-        Step(Square(threat, queries=1000, p_init=0.3, start="given"), gate(15.0, 0.85, 0.005)),
-        Step(climb, gate(12.0, 0.4, 0.005)),
-        Step(Square(threat, queries=2000, p_init=0.5, start="given"), gate(12.0, 0.4)),
+        Step(
+            Square(threat, queries=100, p_init=0.2, start="given"),
+            gate(18.0, math.inf, 0.01, blind=True),
+            measured=True,
+        ),
+        Step(climb, gate(18.0, 0.85, 0.005)),
+        Step(Square(threat, queries=1000, p_init=0.3, start="given"), gate(18.0, 0.85, 0.005)),
+        Step(climb, gate(14.0, 0.4, 0.005)),
+        Step(Square(threat, queries=2000, p_init=0.5, start="given"), gate(14.0, 0.4)),
         Step(climb, gate(5.0, 0.15)),
         Step(Square(threat, queries=3000, start="given"), gate(5.0, 0.15)),
         Step(climb, gate(5.0, 0.15)),

@@ -20,7 +20,7 @@ from torch import Tensor
 from sparring.evaluation.adaptive import Step
 from sparring.evaluation.files import replacing
 
-LEAST, MOST = 16, 128  # samples of a pilot: an eighth of a few hundred, a fiftieth of many thousands
+LEAST, MOST = 32, 128  # samples of a pilot: a fiftieth of them all
 LOOKS = 25  # at an example for a random model
 NEVER = -1.0  # a gate for nobody
 
@@ -29,6 +29,7 @@ NEVER = -1.0  # a gate for nobody
 class Plan:
     """gates: for each attack the closeness up to which samples go on to it (None: all do, as a JSON number can't be infinite).
 
+    blind: to which attacks samples go whose gradient was zero somewhere, whatever their closeness.
     samples: how many the pilot had. reached: (attacks up to the last that is measured) how many of them took each. gains:
     how much closer to failure each attack brought them, on average. fooled: how many each attack fooled.
     random: the model answers differently when asked again. Then no search is worth its queries (it keeps what was luck),
@@ -47,16 +48,19 @@ class Plan:
     backwards: int
     random: bool = False
     raised: float = 0.0
+    blind: tuple[int, ...] = ()
 
     @property
     def looks(self) -> int:
         """How often the model is asked before an example counts."""
         return LOOKS if self.random else 1
 
-    def admits(self, number: int, closeness: Tensor) -> Tensor:
-        """(N,) bool: which samples of this closeness go on to the attack of that number."""
+    def admits(self, number: int, closeness: Tensor, zero: Tensor) -> Tensor:
+        """(N,) bool: which samples of this closeness, and with or without a gradient that was zero, go on to that attack."""
         gate = self.gates[number]
-        return torch.ones_like(closeness, dtype=torch.bool) if gate is None else closeness <= gate
+        if gate is None:
+            return torch.ones_like(zero)
+        return (closeness <= gate) | zero if number in self.blind else closeness <= gate
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -112,6 +116,10 @@ def plan(steps: list[Step], gains: Gains, samples: int, forwards: int, backwards
         if gains.random:
             near = 1.0 if step.attack.access == "gradients" else NEVER
         gates.append(None if near >= 1 else round(near, 4))
+    # where gradients are masked for everybody a search says more than another climb
+    blind = [
+        i for i, step in enumerate(steps) if step.gate.blind and not (raised and step.attack.access == "gradients")
+    ]
     return Plan(
         gates=tuple(gates),
         samples=samples,
@@ -122,12 +130,13 @@ def plan(steps: list[Step], gains: Gains, samples: int, forwards: int, backwards
         backwards=backwards,
         random=gains.random,
         raised=round(raised, 4),
+        blind=() if gains.random else tuple(blind),
     )
 
 
 def size(available: int | None) -> int:
     """How many samples the pilot of so large an evaluation has."""
-    return 2 * LEAST if available is None else min(MOST, max(LEAST, min(2 * LEAST, available // 8), available // 50))
+    return LEAST if available is None else min(MOST, max(LEAST, available // 50))
 
 
 def kept(file: Path | None, identity: dict[str, Any], study: Callable[[], Plan]) -> Plan:

@@ -170,8 +170,7 @@ class Stream:
         for place in places[~right].tolist():
             self._finish(place)
         if bool(right.any()):
-            started = Rows(places, index, x, y, threat, context=context, reference=logits)
-            self.stages[0].feed(started[right])
+            self.stages[0].feed(Rows(places, index, x, y, threat, context=context, reference=logits)[right])
 
     def _recall(self, batch: Batch, x: Tensor, y: Tensor, context: dict[str, Tensor]) -> None:
         """Offer what an earlier start has finished to the checkup."""
@@ -265,7 +264,8 @@ class Stream:
                 continue
             goes = torch.ones(len(standing), dtype=torch.bool)
             if self.plan is not None:
-                goes = self.plan.admits(later, standing.closeness).cpu()
+                zero = self.records.table["zero"][standing.ticket.numpy()] > 0
+                goes = self.plan.admits(later, standing.closeness.cpu(), torch.from_numpy(zero))
             if bool(goes.any()):
                 self.stages[later].feed(standing[goes])
                 standing = standing[~goes]
