@@ -189,7 +189,7 @@ def test_resizing_and_padding_against_interpolate(dtype: torch.dtype) -> None:
             continue
         height, width = 6 + math.floor(row[1] * 4), 8 + math.floor(row[1] * 6)
         small = F.interpolate(x[i : i + 1].to(u.dtype), size=(height, width), mode="bilinear", align_corners=False)
-        top, left = math.floor(row[2] * (11 - height)), math.floor(row[3] * (15 - width))
+        top, left = math.floor(row[2] * (10 - height)), math.floor(row[3] * (14 - width))
         expected = F.pad(small, (left, 14 - width - left, top, 10 - height - top))
         assert torch.allclose(out[i].to(u.dtype), expected[0], atol=2e-3 if dtype == torch.float16 else 1e-5)
 
@@ -198,7 +198,12 @@ def test_the_ends_of_the_random_numbers_stay_on_the_canvas() -> None:
     x = torch.ones(2, 1, 8, 8)
     out = ResizedAndPadded(1.0, 0.5).at(x, torch.tensor([[0.0, 0, 0, 0], [0.0, 1, 1, 1]]))
     assert torch.equal(out.sum((1, 2, 3)), torch.tensor([16.0, 49.0]))
-    assert float(out[0, 0, 0, 0]) == 1 and float(out[1, 0, -1, -1]) == 1  # noqa: PT018
+    assert float(out[0, 0, 0, 0]) == 1
+    torch.testing.assert_close(
+        out[1], F.pad(torch.ones(1, 7, 7), (0, 1, 0, 1)), msg="the last row and column stay black"
+    )
+    one = ResizedAndPadded(1.0, 0.5).at(x[:, :, :1, :1], torch.ones(2, 4))
+    assert torch.equal(one, x[:, :, :1, :1]), "a single pixel has nowhere to go"
 
 
 def test_what_cannot_be_averaged() -> None:

@@ -115,7 +115,8 @@ def rotated(degrees: float) -> Rotated:
 class ResizedAndPadded(RandomTransform):
     """With this probability, the image shrunk to a random size and put at a random place of a black canvas of its own size.
 
-    Xie et al. (2018, 2019). The shorter sizes go from `smallest` times the side, rounded down, to a pixel below the side.
+    Xie et al. (2018, 2019). The shorter sizes go from `smallest` times the side, rounded down, to a pixel below the side. As
+    in their code, the top left corner is drawn below the last place that would fit: a row and a column at the end stay black.
     """
 
     numbers = 4
@@ -148,7 +149,10 @@ class ResizedAndPadded(RandomTransform):
         """(B, side) which place of the image each place of the canvas shows, and whether it shows any."""
         least = max(1, int(side * self.smallest))
         small = (least + (size * (side - least)).floor()).clamp(max=max(side - 1, 1))[:, None]
-        first = (place[:, None] * (side - small + 1)).floor().minimum(side - small)  # u may be rounded to 1
+        room = side - small
+        first = (
+            (place[:, None] * room).floor().minimum(room - 1).clamp(min=0)
+        )  # u may be rounded to 1, the side may be 1
         here = torch.arange(side, device=size.device, dtype=size.dtype) - first
         return (here + 0.5) * side / small - 0.5, (here >= 0) & (here < small)
 
