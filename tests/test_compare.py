@@ -192,7 +192,9 @@ def test_the_command(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) 
     assert f"A is more robust, by {100 * found.robust.difference:.1f} points" in out
     assert f"3 of the {len(found.discordant)} samples on which robustness differs" in out
     assert main(["compare", str(runs["a"]), str(runs["a"])]) == 0
-    assert "No difference in robustness is shown: on 0 of 80 samples" in capsys.readouterr().out
+    assert "No difference in robustness is shown: on 0 of 80 samples the two differ.\n" in capsys.readouterr().out
+    assert f"on {found.robust.total} samples" in repr(found)
+    assert "{" not in repr(found)
     assert main(["compare", str(runs["a"]), str(runs["b"]), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found.to_dict()
     assert main(["compare", str(runs["a"]), "nowhere"]) == 2

@@ -139,7 +139,9 @@ def test_a_tie_is_decided_by_the_prediction_not_by_the_margin() -> None:
 
 
 def test_unknown_objective_and_missing_reference_get_one_line() -> None:
-    with pytest.raises(ValueError, match=r"objective='ce': expected one of cross-entropy, margin, logit-diff.*, dlr, kl, logit"):
+    with pytest.raises(
+        ValueError, match=r"objective='ce': expected one of cross-entropy, margin, logit-diff.*, dlr, kl, logit"
+    ):
         o.resolve("ce")
     with pytest.raises(ValueError, match=r"kl needs the clean logits: pass reference=model\(x\)"):
         o.kl(torch.zeros(1, 2), torch.tensor([0]))

@@ -249,6 +249,14 @@ def test_another_evaluation_does_not_join(shared: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="holds an evaluation with another"):
             run(folder, (1, 3), **change)
         assert not (folder / "shard-1-of-3").exists()
+    for attacks, says in (
+        ("pgd", r"other attacks \(attack 1 was FGSM, now PGD\)"),
+        ([sp.FGSM(THREAT), sp.PGD(THREAT, steps=9)], r"\(attack 2, PGD: steps 8, now 9\)"),
+        ([sp.FGSM(THREAT)], r"\(3 of them, now 1\)"),
+    ):
+        with pytest.raises(ValueError, match=says) as error:
+            run(folder, (1, 3), attacks=attacks)
+        assert len(str(error.value)) < 300 + len(str(folder))
     with pytest.raises(ValueError, match="sample 0 is not the one"):
         run(folder, (0, 3), data=(samples()[0].flip(0), samples()[1]))
 

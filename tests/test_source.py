@@ -299,7 +299,7 @@ def test_foreign_attacks_are_projected_and_asked_again(model: nn.Module, data: t
         (returns(lambda x: x[:1]), r"attack foreign returned shape \(1, 3, 4, 5\): expected \(\d+, 3, 4, 5\)"),
         (returns(lambda x: x.flatten(1)), "attack foreign returned shape"),
         (returns(lambda x: None), "attack foreign returned NoneType"),
-        ("pdg", "attack 'pdg': expected 'adaptive', 'autoattack', .* one of fgsm, .*pgd"),
+        ("pdg", "attack 'pdg': did you mean 'pgd'\\? Expected 'adaptive', 'autoattack', .* one of fgsm, .*pgd"),
         (["pgd", "adaptive"], "give it alone"),
         ([], "attacks is empty"),
         (3, "attack 3: expected an attack, its name, or a callable"),

@@ -79,9 +79,12 @@ def _row(name: str, paired: "Paired") -> dict[str, str | int]:
 
 def _verdict(paired: "Paired") -> str:
     if paired.p_value >= 0.05:
+        differing = paired.only_a + paired.only_b
+        line = f"No difference in robustness is shown: on {differing} of {paired.total} samples the two differ"
+        if not differing:
+            return f"{line}."
         return (
-            f"No difference in robustness is shown: on {paired.only_a + paired.only_b} of {paired.total} samples the two "
-            f"differ, {paired.only_a} to {paired.only_b}, which may be chance (exact McNemar p = {paired.p_value:.2g})."
+            f"{line}, {paired.only_a} to {paired.only_b}, which may be chance (exact McNemar p = {paired.p_value:.2g})."
         )
     better = "A" if paired.difference > 0 else "B"
     return (

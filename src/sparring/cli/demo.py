@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: cyclopts reads the annotations of inherited fields as they stand.
 
 import shutil
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,9 +54,16 @@ def demo(settings: DemoSettings = _DEMO) -> Outcome:
     if photograph is not None:
         say(f"  {photograph['triptych']}  the photograph before and after")
     say("and try", style="bold")
-    say(f"  sparring verify {folder}")
-    say("  sparring evaluate --model your_package.nets:make --weights net.safetensors --data ./images --eps 8/255")
+    program = _program()
+    say(f"  {program} verify {folder}")
+    say(f"  {program} evaluate --model your_package.nets:make --weights net.safetensors --data ./images --eps 8/255")
     return Outcome({"evaluation": result.document, "photograph": photograph, "folder": str(settings.out)})
+
+
+def _program() -> str:
+    """What to type for this program: its path where the shell would not find it, as in a `.venv` that is not activated."""
+    started = Path(sys.argv[0])
+    return str(started) if started.name == "sparring" and shutil.which("sparring") is None else "sparring"
 
 
 def train(settings: DemoSettings) -> tuple[Any, Path]:

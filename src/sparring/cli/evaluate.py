@@ -207,6 +207,8 @@ class _Watch:
 
     def then(self, show: Any) -> Any:
         def both(now: "Progress") -> None:
+            if self.last is None and now.resumed:
+                note(f"{now.resumed} samples were done by an earlier start: going on from there")
             self.last = now
             show(now)
 

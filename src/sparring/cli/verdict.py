@@ -87,8 +87,13 @@ def tell(result: "EvaluationResult", out: Path) -> None:
             "backwards": row["backwards"],
         }
         for row in result.attacks
+        if row["attacked"] or len(result.attacks) == 1
     ]
-    table(rows)
+    if rows:
+        table(rows)
+    left_out = len(result.attacks) - len(rows)
+    if left_out:
+        say(f"Not shown: {left_out} attack{'' if left_out == 1 else 's'} that no sample came to.", style="dim")
     say(
         f"At most {robust.value:.1%} of {robust.total} samples withstand {NORM_NAMES[threat['norm']]} changes up to "
         f"{threat['eps_typed']}: an upper bound, since a stronger attack can only lower it.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -72,6 +73,11 @@ def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> l
     Those that search for the smallest perturbation, and those for random models, go on to their end.
     """
     if is_adaptive(attacks):
+        if threat.norm not in ("linf", "l2", "l1"):
+            raise ValueError(
+                f"attacks='adaptive', the default, has no form for {threat.norm}: expected linf, l2 or l1; "
+                f"under {threat.norm} give the attacks, such as attacks=sp.FMN(threat)"
+            )
         chosen: list[Any] = [step.attack for step in adaptive.steps(threat)]
     elif isinstance(attacks, str) and attacks.lower() in ENSEMBLES:
         chosen = list(ENSEMBLES[attacks.lower()](threat))
@@ -88,7 +94,9 @@ def resolve(attacks: Attacks, threat: Threat, autocast: torch.dtype | None) -> l
                 raise ValueError(f"{attack.lower()!r} is a whole list of attacks: give it alone")
             if name not in NAMED:
                 whole = ", ".join(map(repr, WHOLE))
-                raise ValueError(f"attack {attack!r}: expected {whole}, one of {', '.join(NAMED)}, or an attack")
+                near = difflib.get_close_matches(attack.lower(), [*WHOLE, *NAMED], 1)
+                hint = f"did you mean {near[0]!r}? Expected" if near else "expected"
+                raise ValueError(f"attack {attack!r}: {hint} {whole}, one of {', '.join(NAMED)}, or an attack")
             attack = NAMED[name](threat)
         elif isinstance(attack, type):
             attack = attack(threat)

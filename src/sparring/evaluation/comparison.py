@@ -113,6 +113,13 @@ class Comparison:
     robust: Paired
     discordant: list[dict[str, Any]]
 
+    def __repr__(self) -> str:
+        return (
+            f"Comparison({self.names[0]} with {self.names[1]} on {self.robust.total} samples: robust at most "
+            f"{self.robust.a.value:.1%} and {self.robust.b.value:.1%}, {self.robust!r}; clean {self.clean.a.value:.1%} and "
+            f"{self.clean.b.value:.1%}, {self.clean!r})"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "a": self.names[0],

@@ -135,9 +135,11 @@ class EvaluationResult:
         return (json.loads(line) for line in self._records.lines())
 
     def __repr__(self) -> str:
+        codes = [warning.code for warning in self.warnings]
+        warned = f"{len(codes)} warning{'' if len(codes) == 1 else 's'}{': ' if codes else ''}{', '.join(codes)}"
         return (
             f"EvaluationResult(clean {self.clean_accuracy}, robust at most {self.robust_accuracy}, "
-            f"{self.forwards} forwards, {self.backwards} backwards, {len(self.warnings)} warnings)"
+            f"{self.forwards} forwards, {self.backwards} backwards, {warned})"
         )
 
     def picture(self, index: int) -> tuple[Tensor, Tensor]:

@@ -88,6 +88,8 @@ def evaluate(
     Raises TypeError or ValueError, in one line, for data or a model that can't be evaluated.
     """
     given = locals()
+    if not callable(model):
+        raise TypeError(f"the model is a {type(model).__name__}: expected evaluate(model, data, threat), in this order")
     if not isinstance(threat, Threat):
         raise TypeError(f"threat={threat!r}: expected a threat model such as sp.Linf(8/255)")
     if time_limit is not None and not time_limit > 0:

@@ -133,10 +133,23 @@ def check_fingerprint(there: dict[str, Any], here: dict[str, Any], folder: Path)
     here = json.loads(json.dumps(here))
     for name in here:
         if there.get(name) != here[name]:
-            raise ValueError(
-                f"{folder} holds an evaluation with another {name} ({there.get(name)!r}, now {here[name]!r}): "
-                "choose another folder, or remove that one"
-            )
+            if name == "attacks":
+                what = f"other attacks ({_first_difference(there.get(name) or [], here[name])})"
+            else:
+                what = f"another {name} ({there.get(name)!r}, now {here[name]!r})"
+            raise ValueError(f"{folder} holds an evaluation with {what}: choose another folder, or remove that one")
+
+
+def _first_difference(there: list[dict[str, Any]], here: list[dict[str, Any]]) -> str:
+    """``attack 2, PGD: steps 40, now 20``: where two lists of attacks part; the lists themselves fill a screen."""
+    for number, (one, other) in enumerate(zip(there, here, strict=False), 1):
+        if one["name"] != other["name"]:
+            return f"attack {number} was {one['name']}, now {other['name']}"
+        mine, theirs = other["settings"], one["settings"]
+        for key in sorted({*mine, *theirs}):
+            if mine.get(key) != theirs.get(key):
+                return f"attack {number}, {one['name']}: {key} {theirs.get(key)!r}, now {mine.get(key)!r}"
+    return f"{len(there)} of them, now {len(here)}"
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

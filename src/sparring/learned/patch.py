@@ -69,7 +69,8 @@ class AdversarialPatch(LearnedAttack):
     learned: ClassVar[tuple[str, ...]] = ("pattern",)
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or not all(isinstance(n, int) and n >= 1 for n in self.shape):
+        three = isinstance(self.shape, (tuple, list)) and len(self.shape) == 3
+        if not three or not all(isinstance(n, int) and n >= 1 for n in self.shape):
             raise ValueError(f"{self.name}(shape={self.shape!r}): expected (channels, height, width) in pixels")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
             raise ValueError(f"{self.name}(scale={self.scale!r}): expected (smallest, largest), above 0")
