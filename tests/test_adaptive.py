@@ -196,7 +196,8 @@ def test_a_network_that_hides_its_gradients_gets_a_search_and_a_warning() -> Non
     masking = next(warning for warning in hidden.warnings if warning.code == "masking")
     assert hidden.plan is not None
     assert plain.plan is not None
-    assert f"up to {hidden.plan.raised:.0%} of its margin left was searched" in masking.message
+    whom = "" if hidden.plan.raised >= 1 else f" with up to {hidden.plan.raised:.0%} of its margin left"
+    assert f"every sample{whom} was searched without gradients too" in masking.message
     assert "The budget was raised for all" in words.cost(hidden.document)
     assert plain.plan.raised == 0
     assert "raised" not in words.cost(plain.document)

@@ -184,10 +184,8 @@ def _raised(plan: Mapping[str, Any]) -> str:
     """What the pilot did about it."""
     if not plan.get("raised"):
         return ""
-    return (
-        f" The pilot had seen it coming: every sample with up to {plan['raised']:.0%} of its margin left was searched "
-        "without gradients too."
-    )
+    who = "every sample" if plan["raised"] >= 1 else f"every sample with up to {plan['raised']:.0%} of its margin left"
+    return f" The pilot had seen it coming: {who} was searched without gradients too."
 
 
 def _other_attacks(checkup: Mapping[str, int]) -> Iterator[Warning]:
