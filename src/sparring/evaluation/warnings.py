@@ -155,7 +155,7 @@ def _masking(records: Records, attacks: Sequence[Mapping[str, Any]], plan: Mappi
     access = [attack.get("access") for attack in attacks]
     first = access.index("gradients") if "gradients" in access else len(access)
     blind = [i for i in range(first, len(access)) if access[i] in ("scores", "decisions")]
-    if not blind:
+    if not blind or plan.get("random"):  # a search keeps what was luck
         return
     attack, reached, fooled = records.table["attack"], plan.get("reached", ()), plan.get("fooled", ())
     # those that were not shown to them, because they are nowhere near to failure, count as not fooled
