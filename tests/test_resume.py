@@ -136,7 +136,7 @@ def test_killed_and_started_again(moment: str, count: int, kind: int, whole: Pat
 
 
 def test_killed_at_random_moments_many_times(whole: Path, tmp_path: Path) -> None:
-    """Every 120 calls of the model: each start goes a little further."""
+    """Every 145 calls of the model: each start goes a little further."""
     out, starts = tmp_path / "out", 0
     while True:
         starts += 1
@@ -145,7 +145,7 @@ def test_killed_at_random_moments_many_times(whole: Path, tmp_path: Path) -> Non
         def stop(module: nn.Module, args: Any) -> None:
             nonlocal calls
             calls += 1
-            if calls == 120:
+            if calls == 145:
                 raise KeyboardInterrupt
 
         model.register_forward_pre_hook(stop)
@@ -208,7 +208,7 @@ def other_weights() -> nn.Module:
     ("change", "line"),
     [
         ({"seed": 1}, "another seed"),
-        ({"attacks": [sp.FGSM(THREAT)]}, "another attacks"),
+        ({"attacks": [sp.FGSM(THREAT)]}, "other attacks"),
         ({"max_samples": 50}, "another max_samples"),
         ({"model": other_weights()}, "another model"),
         ({"data": tuple(part[:50] for part in samples())}, r"another number of samples \(120, now 50\)"),
