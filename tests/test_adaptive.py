@@ -142,6 +142,20 @@ def test_a_plan_follows_the_gains_and_survives_json() -> None:
     assert Plan.from_json(json.loads(json.dumps(open_.to_json()))) == open_
 
 
+def test_a_gain_that_opens_no_gate_is_no_raised_budget() -> None:
+    """A hair over what is usual: every gate stays where it is, and so the result must not speak of a raised budget."""
+    steps = adaptive.steps(sp.Linf(EPS))
+    gains, same = Gains(range(6)), torch.full((10,), 0.8)
+    for number in range(6):
+        gains.see(number, same, same - (adaptive.USUAL + 1e-4 if number == 5 else 0), same < 0)
+    made = pilot.plan(steps, gains, 32, 10, 5)
+    assert made.gates == tuple(
+        None if step.gate.near >= 1 else pytest.approx(step.gate.near, abs=0.002) for step in steps
+    )
+    assert made.raised == 0
+    assert made.blind == tuple(i for i, step in enumerate(steps) if step.gate.blind)
+
+
 def test_the_plan_decides_who_is_attacked_by_what() -> None:
     model, threat = mlp(SHAPE), sp.Linf(0.02)
     x, y = labelled(model, 60)

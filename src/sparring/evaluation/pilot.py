@@ -110,8 +110,8 @@ def plan(steps: list[Step], gains: Gains, samples: int, forwards: int, backwards
         if step.gate.gains:
             over = sum(gains.gain(number) for number in step.gate.gains) - step.gate.usual
             wide = min(step.gate.most, step.gate.factor * over)
-            if step.gate.usual and not gains.random:
-                raised = max(raised, min(1.0, wide))
+            if step.measured and step.gate.usual and wide > near and not gains.random:
+                raised = min(1.0, wide)
             near = max(near, wide)
         if gains.random:
             near = 1.0 if step.attack.access == "gradients" else NEVER
