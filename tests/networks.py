@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,3 +134,15 @@ def best_linear_change(
         inside = torch.minimum(middle * size, room).norm(dim=1, keepdim=True) <= eps
         least, most = torch.where(inside, middle, least), torch.where(inside, most, middle)
     return gradient.sign() * torch.minimum(least * size, room)
+
+
+class Backwards(torch.autograd.Function):
+    """The identity, with its gradient turned round: every step leads away from failure."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return -gradient

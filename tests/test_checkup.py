@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sparring as sp
-from networks import RowWise, convolutional, inputs, linear, mlp
+from networks import Backwards, RowWise, convolutional, inputs, linear, mlp
 from sparring.borrow import borrow
 from sparring.evaluation.checkup import FALLEN, STANDING, Chosen, add, check
 from sparring.rows import Rows
@@ -40,18 +40,6 @@ class Wrapped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self.model, x)
-
-
-class Backwards(torch.autograd.Function):
-    """The identity, with its gradient turned round: every step leads away from failure."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return -gradient
 
 
 NOISY = Wrapped(lambda model, x: model(x + 0.1 * torch.randn_like(x)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sparring as sp
-from networks import inputs, mlp
+from networks import Backwards, inputs, mlp
 
 SHAPE = (3, 4, 5)
 
@@ -27,18 +27,6 @@ class Around(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self.model, x)
-
-
-class Backwards(torch.autograd.Function):
-    """The identity, with its gradient turned round."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return -gradient
 
 
 def nan_gradient(model: nn.Module, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from sparring.attacks import FGSM, MIFGSM, PGD, Attack
 from sparring.attacks.inputs import check_inputs, check_labels
 from sparring.borrow import Borrowed, borrow
+from sparring.evaluation.files import replacing
 from sparring.evaluation.placing import placed, to_device
 from sparring.evaluation.randomness import OwnRandomness
 from sparring.evaluation.source import Batch, Source
@@ -117,12 +118,8 @@ class TransferMatrix:
         figure = self.figure()
         written = [style.save(figure, place / f"transfer{suffix}") for suffix in (".png", ".svg")]
         target = place / "transfer.json"
-        partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            partial.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(target) as file:
+            file.write(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
         return [*written, target]
 
     def __repr__(self) -> str:
