@@ -313,7 +313,8 @@ def test_a_random_model_is_not_searched_and_its_examples_fool_most_of_the_time(t
     searches = [row for row in result.attacks if row["name"] == "Square"]
     assert searches
     assert all(row["attacked"] == 0 for row in searches)
-    last = result.attacks[-1]
+    first, last = result.attacks[0], result.attacks[-1]
+    assert first["backwards"] == 10 * first["attacked"]  # every step, though many fool by luck before the last
     assert last["name"] == "MarginAscent"
     assert last["attacked"] >= result.robust_accuracy.count  # everybody who stands met every ascent
     examples = {index: torch.as_tensor(example)[None] for index, _, example in result.examples}
@@ -330,7 +331,9 @@ def test_a_few_examples_that_do_not_hold_make_no_random_model() -> None:
     gains = Gains([0])
     gains.ask(torch.tensor([True] * 90 + [False] * 2))
     assert not gains.random  # rounding
-    gains.ask(torch.tensor([False] * 3))
+    gains.ask(torch.tensor([False]))
+    assert not gains.random  # three, but of many
+    gains.ask(torch.tensor([False] * 2))
     assert gains.random
 
 

@@ -70,6 +70,8 @@ def test_masking_is_statistical(left: int, found: int, masks: bool) -> None:
     # or in the pilot, of whose samples the others may know nothing
     plan = {"reached": [left + 9, left], "fooled": [9, found]}
     assert ("masking" in codes(records(100, (50, 0)), attacks=ours, plan=plan)) == masks
+    # a search on a random model keeps what was luck
+    assert "masking" not in codes(records(100, (50, 0)), attacks=ours, plan=plan | {"random": True})
 
 
 def test_samples_too_far_from_failure_for_the_search_count_as_not_fooled() -> None:
