@@ -68,13 +68,20 @@ class Photograph:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class OptimizersSettings(SeedSettings, ModelSettings, Photograph):
-    """Settings of ``sparring optimizers``."""
+class ImageNetSettings(ModelSettings):
+    """A network for photographs."""
 
     model: Annotated[str, MODEL] = "efficientnet-lite0"
     """package.module:factory, file.py:factory, timm:NAME, torchvision:NAME, or the name of a zoo network."""
     size: Annotated[int, DATA] = 224
     """The photograph is scaled and cropped to this many pixels square."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class OptimizersSettings(SeedSettings, ImageNetSettings, Photograph):
+    """Settings of ``sparring optimizers``."""
+
     target: str = "288"
     """Class to reach, by its number or its name; 288 is the leopard."""
     steps: int = 100
@@ -120,13 +127,9 @@ def optimizers(settings: OptimizersSettings = _OPTIMIZERS) -> Outcome:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class RotationSettings(SeedSettings, ModelSettings, Photograph):
+class RotationSettings(SeedSettings, ImageNetSettings, Photograph):
     """Settings of ``sparring rotation``."""
 
-    model: Annotated[str, MODEL] = "efficientnet-lite0"
-    """package.module:factory, file.py:factory, timm:NAME, torchvision:NAME, or the name of a zoo network."""
-    size: Annotated[int, DATA] = 224
-    """The photograph is scaled and cropped to this many pixels square."""
     target: str = "924"
     """Class to reach, by its number or its name; 924 is guacamole."""
     eps: Annotated[Number, THREAT] = "8/255"
