@@ -1,0 +1,131 @@
+"""The first layer of a model: found by a hook, run alone, and cut off from the rest (for YOPO)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sparring.training.strategy import Loss
+
+SILENT = "the first layer's hook did not fire: compile the model after the strategy has seen it, or name the layer by first=..."
+TOLERANCE = 1e-4  # of an affine map in float32, relative to how far its outputs move
+
+
+class _Reached(Exception):
+    """The first layer has answered: the rest of the model need not run."""
+
+
+def first_layer(model: nn.Module, x: Tensor) -> nn.Module:
+    """The first module with parameters of its own that runs when the model sees x (B, *S). ValueError where there is none."""
+    found: list[nn.Module] = []
+
+    def hook(module: nn.Module, inputs: object, output: object) -> None:
+        found.append(module)
+        raise _Reached
+
+    own = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
+    handles = [module.register_forward_hook(hook) for module in own]
+    try:
+        with torch.no_grad():
+            model(x[:2])
+    except _Reached:
+        return found[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    raise ValueError(
+        "no module with parameters ran in the model's forward: YOPO needs a first layer, name it by first=..."
+    )
+
+
+class Costate:
+    """What a full pass tells about the first layer's output: `output`, with its graph, and p = ∂loss/∂output."""
+
+    def __init__(self) -> None:
+        self.output: Tensor | None = None
+        self._gradient: Tensor | None = None
+
+    @property
+    def reached(self) -> Tensor:
+        """f0's output, once the forward has run."""
+        if self.output is None:
+            raise RuntimeError(SILENT)
+        return self.output
+
+    def keep(self, gradient: Tensor) -> None:
+        self._gradient = gradient.detach()
+
+    def p(self, loss: Loss) -> Tensor:
+        """The co-state, freed from what the loop scaled the loss with."""
+        if self._gradient is None:
+            raise RuntimeError(
+                "the loss went backward without reaching the first layer: is part of the model detached?"
+            )
+        return self._gradient / loss.scale
+
+
+class First:
+    """The part of a model up to the output of its first layer f0."""
+
+    def __init__(self, model: nn.Module, layer: nn.Module) -> None:
+        self.model, self.layer = model, layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """f0(x), with a graph where gradients are on; what comes behind it does not run."""
+        answer: list[Tensor] = []
+
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+            answer.append(output)
+            raise _Reached
+
+        handle = self.layer.register_forward_hook(hook)
+        try:
+            self.model(x)
+        except _Reached:
+            return answer[0]
+        finally:
+            handle.remove()
+        raise RuntimeError(SILENT)
+
+    @contextmanager
+    def watched(self, cut: bool) -> Iterator[Costate]:
+        """While a forward of the model runs in here, f0's output is watched: the backward leaves the co-state p there.
+
+        cut: the backward stops at f0's output, so f0's own parameters get no gradient from it.
+        """
+        costate = Costate()
+
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+            if costate.output is not None:
+                raise RuntimeError(
+                    f"the first layer, {type(module).__name__}, ran twice in one forward: name another by first=..."
+                )
+            costate.output = output
+            behind = output.detach().requires_grad_(True) if cut else output
+            behind.register_hook(costate.keep)  # type: ignore[no-untyped-call]
+            return behind
+
+        handle = self.layer.register_forward_hook(hook)
+        try:
+            yield costate
+        finally:
+            handle.remove()
+        if costate.output is None:
+            raise RuntimeError(SILENT)
+
+    @torch.no_grad()
+    def affine(self, x: Tensor, bounds: tuple[float, float] | None) -> bool:
+        """Whether f0 is affine on the box (without bounds: far round x, (B, *S)): tested on random points, not assumed."""
+        generator = torch.Generator().manual_seed(0)
+        low, high = bounds if bounds is not None else (-4 * float(x.abs().amax()), 4 * float(x.abs().amax()))
+        unit = torch.rand((2, *x[:8].shape), generator=generator, dtype=x.dtype).to(x.device)
+        a, b = (low + (high - low) * unit).unbind(0)
+        at_a, at_b = self(a), self(b)
+        if not bool((self(a) == at_a).all()):
+            return False  # it draws random numbers
+        reach = (at_a - at_b).abs().amax()
+        mixed = (self(share * a + (1 - share) * b) - share * at_a - (1 - share) * at_b for share in (0.5, 0.1))
+        return all(bool(error.abs().amax() <= TOLERANCE * reach) for error in mixed)

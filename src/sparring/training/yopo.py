@@ -1,0 +1,147 @@
+"""You only propagate once: examples from full passes that train the network anyway, refined in its first layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparring.borrow import borrow
+from sparring.noise import Noise
+from sparring.threat import Threat, parse_eps
+from sparring.training.first import Costate, First, first_layer
+from sparring.training.strategy import Batch, Loss, Seen, Strategy
+
+
+@dataclass(eq=False)
+class YOPO(Strategy):
+    """YOPO-m-n. Zhang et al. (2019).
+
+    A batch starts at random points of the threat's set. Each of m full passes leaves, at the output of the first layer f0,
+    the co-state p = ∂L/∂f0; with p held fixed, n steps along ∂⟨p, f0(x + η)⟩/∂η refine the perturbation η, and only f0
+    runs. Parameter gradients of the m passes add up, and the optimiser steps once: with SGD take lr/m of what suits one pass.
+
+    step_size: of an inner step, in input units; default eps / 4 (the paper's CIFAR-10 setting, 2/255 for eps 8/255).
+    form: "hamiltonian": f0 learns from ⟨p, f0⟩ at the refined η, the other layers from the full passes; m full passes.
+    "gradient": all layers learn at refined points; m + 1 full passes, the first of which only crafts.
+    first: the first layer, a submodule's name or the module; default the first with parameters that the input meets.
+    collapse: where f0 is affine in its input (a convolution, also behind a normalisation), ⟨p, f0(x + η)⟩ is linear in η,
+    and the n inner steps are done with one gradient: under linf exactly one step of n · step_size. Tested on random points
+    when first used; False runs the literal loop in any case.
+
+    Passes a batch: "hamiltonian" m full, and m(n + 1) of the first layer; "gradient" m + 1 full, m · n of the first layer.
+    Collapsed, the inner steps cost "hamiltonian" one backward of the first layer, and "gradient" nothing at all.
+    """
+
+    threat: Threat = field(kw_only=False)
+    m: int = field(default=5, kw_only=False)
+    n: int = field(default=3, kw_only=False)
+    step_size: float | str | None = None
+    form: str = "hamiltonian"
+    first: str | nn.Module | None = None
+    collapse: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for what in ("m", "n"):
+            value = getattr(self, what)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"YOPO({what}={value!r}): expected a whole number, at least 1")
+        if self.form not in ("hamiltonian", "gradient"):
+            raise ValueError(f"YOPO(form={self.form!r}): expected 'hamiltonian' or 'gradient'")
+        self._first: First | None = None
+        self._affine = False
+
+    @property
+    def step(self) -> float | Tensor:
+        return self.threat.eps / 4 if self.step_size is None else parse_eps(self.step_size)
+
+    def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
+        first = self._find(model, batch)
+        noise = Noise(self.draw_seed(batch), batch.indices)  # type: ignore[arg-type]  # checked batches have indices
+        x = self.threat.random(batch.x, noise, "start")
+        if self.form == "gradient":
+            x = self._refined(model, batch, first, x, *self._crafted(model, batch, first, x))
+        for j in range(self.m):
+            last = j + 1 == self.m
+            watched: list[Costate] = []
+            point = x.requires_grad_(self._affine)
+
+            def full(seen: Seen, point: Tensor = point, watched: list[Costate] = watched) -> Tensor:
+                with first.watched(cut=self.form == "hamiltonian") as costate:
+                    logits = self.forward(model, point, batch.y)
+                watched.append(costate)
+                seen.add("adversarial", logits, batch.y)
+                return F.cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing)
+
+            loss = Loss(full, update=last and self.form == "gradient")
+            yield loss
+            if self.form == "gradient" and last:
+                return
+            p = watched[0].p(loss)
+            given = None
+            if self._affine:
+                if self.form == "gradient":
+                    given = point.grad
+                else:
+                    (given,) = torch.autograd.grad(watched[0].reached, point, p)
+                    self.passes.first_backwards += len(x)
+            x = self._refined(model, batch, first, point.detach(), p, given)
+            if self.form == "hamiltonian":
+
+                def hamiltonian(seen: Seen, x: Tensor = x, p: Tensor = p) -> Tensor:
+                    with self.statistics.crafting(model):
+                        return (p * first(x)).sum()
+
+                self._count(len(x))
+                yield Loss(hamiltonian, update=last)
+
+    def _find(self, model: nn.Module, batch: Batch) -> First:
+        """The first layer of this model; what was found for a model holds for as long as it is the same."""
+        if self._first is None or self._first.model is not model:
+            with borrow(model):
+                if isinstance(self.first, str):
+                    layer = model.get_submodule(self.first)
+                else:
+                    layer = self.first or first_layer(model, batch.x)
+                self._first = First(model, layer)
+                self._affine = self.collapse and self._first.affine(batch.x, self.threat.bounds)
+        return self._first
+
+    def _crafted(self, model: nn.Module, batch: Batch, first: First, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """p at x, and where f0 is affine the gradient there, from a pass that nobody learns from."""
+        with self.crafting(model, batch) as borrowed, torch.enable_grad(), first.watched(cut=False) as costate:
+            point = x.detach().requires_grad_(True)
+            loss = F.cross_entropy(borrowed.call(point, {}), batch.y, label_smoothing=self.label_smoothing)
+            if self._affine:
+                p, gradient = torch.autograd.grad(loss, (costate.reached, point))
+            else:
+                (p,), gradient = torch.autograd.grad(loss, costate.reached), None
+        self.passes.backwards += len(x)
+        return p, gradient
+
+    def _refined(
+        self, model: nn.Module, batch: Batch, first: First, x: Tensor, p: Tensor, gradient: Tensor | None
+    ) -> Tensor:
+        """x (B, *S) after n steps along ∂⟨p, f0⟩/∂x; `gradient`, where it is known, is the same at every step."""
+        threat = self.threat.for_inputs(batch.x)
+        if gradient is not None and threat.norm == "linf":
+            return threat.project(batch.x, x + self.n * self.step * gradient.sign())
+        if gradient is not None:
+            for _ in range(self.n):
+                x = threat.project(batch.x, x + self.step * threat.steepest(gradient, x))
+            return x
+        with borrow(model), self.statistics.crafting(model), torch.enable_grad():
+            for _ in range(self.n):
+                point = x.detach().requires_grad_(True)
+                (slope,) = torch.autograd.grad((p * first(point)).sum(), point)
+                self._count(len(x))
+                x = threat.project(batch.x, x + self.step * threat.steepest(slope, x))
+        return x
+
+    def _count(self, samples: int) -> None:
+        self.passes.first_forwards += samples
+        self.passes.first_backwards += samples
