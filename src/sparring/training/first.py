@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from sparring.training.strategy import Loss
-
-SILENT = "the first layer's hook did not fire: compile the model after the strategy has seen it, or name the layer by first=..."
+SILENT = (
+    "the first layer's hook did not fire: name a layer that every forward meets by first=..., and let a compiled model "
+    "run first under the strategy"
+)
 TOLERANCE = 1e-4  # of an affine map in float32, relative to how far its outputs move
+
+
+Action = Callable[[Tensor], Tensor]
 
 
 class _Reached(Exception):
@@ -26,6 +30,7 @@ def first_layer(model: nn.Module, x: Tensor) -> nn.Module:
         found.append(module)
         raise _Reached
 
+    model = getattr(model, "_orig_mod", model)
     own = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
     handles = [module.register_forward_hook(hook) for module in own]
     try:
@@ -58,36 +63,59 @@ class Costate:
     def keep(self, gradient: Tensor) -> None:
         self._gradient = gradient.detach()
 
-    def p(self, loss: Loss) -> Tensor:
+    def p(self, scale: Tensor) -> Tensor:
         """The co-state, freed from what the loop scaled the loss with."""
         if self._gradient is None:
             raise RuntimeError(
                 "the loss went backward without reaching the first layer: is part of the model detached?"
             )
-        return self._gradient / loss.scale
+        return self._gradient / scale
 
 
 class First:
-    """The part of a model up to the output of its first layer f0."""
+    """The part of a model up to the output of its first layer f0.
+
+    A compiled model is traced with the hooks that it has: there the hook stands from the beginning, and must have been
+    set before the first call. Elsewhere it comes and goes.
+    """
 
     def __init__(self, model: nn.Module, layer: nn.Module) -> None:
         self.model, self.layer = model, layer
+        self._bare: nn.Module = getattr(
+            model, "_orig_mod", model
+        )  # a forward that is broken off is not worth compiling
+        self._action: Action | None = None
+        if self._bare is not model:
+            layer.register_forward_hook(self._hook)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _hook(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor | None:
+        return None if self._action is None else self._action(output)
+
+    @contextmanager
+    def _acting(self, action: Action) -> Iterator[None]:
+        handle = self.layer.register_forward_hook(self._hook) if self._bare is self.model else None
+        self._action = action
+        try:
+            yield
+        finally:
+            self._action = None
+            if handle is not None:
+                handle.remove()
 
     def __call__(self, x: Tensor) -> Tensor:
         """f0(x), with a graph where gradients are on; what comes behind it does not run."""
         answer: list[Tensor] = []
 
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+        def stop(output: Tensor) -> Tensor:
             answer.append(output)
             raise _Reached
 
-        handle = self.layer.register_forward_hook(hook)
-        try:
-            self.model(x)
-        except _Reached:
-            return answer[0]
-        finally:
-            handle.remove()
+        with self._acting(stop):
+            try:
+                self._bare(x)
+            except _Reached:
+                return answer[0]
         raise RuntimeError(SILENT)
 
     @contextmanager
@@ -98,21 +126,18 @@ class First:
         """
         costate = Costate()
 
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        def watch(output: Tensor) -> Tensor:
             if costate.output is not None:
                 raise RuntimeError(
-                    f"the first layer, {type(module).__name__}, ran twice in one forward: name another by first=..."
+                    f"the first layer, {type(self.layer).__name__}, ran twice in one forward: name another by first=..."
                 )
             costate.output = output
             behind = output.detach().requires_grad_(True) if cut else output
             behind.register_hook(costate.keep)  # type: ignore[no-untyped-call]
             return behind
 
-        handle = self.layer.register_forward_hook(hook)
-        try:
+        with self._acting(watch):
             yield costate
-        finally:
-            handle.remove()
         if costate.output is None:
             raise RuntimeError(SILENT)
 

@@ -52,11 +52,14 @@ class YOPO(Strategy):
                 raise ValueError(f"YOPO({what}={value!r}): expected a whole number, at least 1")
         if self.form not in ("hamiltonian", "gradient"):
             raise ValueError(f"YOPO(form={self.form!r}): expected 'hamiltonian' or 'gradient'")
+        if self.step_size is not None and not parse_eps(self.step_size) > 0:
+            raise ValueError(f"YOPO(step_size={self.step_size!r}): expected a number above 0")
         self._first: First | None = None
         self._affine = False
 
     @property
     def step(self) -> float | Tensor:
+        """Length of an inner step, in input units."""
         return self.threat.eps / 4 if self.step_size is None else parse_eps(self.step_size)
 
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
@@ -81,7 +84,8 @@ class YOPO(Strategy):
             yield loss
             if self.form == "gradient" and last:
                 return
-            p = watched[0].p(loss)
+            scale = loss.scale  # raises where the loop forgot the backward
+            p = watched[0].p(scale)
             given = None
             if self._affine:
                 if self.form == "gradient":
@@ -103,10 +107,15 @@ class YOPO(Strategy):
         """The first layer of this model; what was found for a model holds for as long as it is the same."""
         if self._first is None or self._first.model is not model:
             with borrow(model):
-                if isinstance(self.first, str):
-                    layer = model.get_submodule(self.first)
-                else:
-                    layer = self.first or first_layer(model, batch.x)
+                layer = self.first
+                if isinstance(layer, str):
+                    modules = dict(getattr(model, "_orig_mod", model).named_modules())
+                    if layer not in modules:
+                        raise ValueError(
+                            f"YOPO(first={layer!r}): the model has no such module; its first ones are {list(modules)[1:6]}"
+                        )
+                    layer = modules[layer]
+                layer = layer or first_layer(model, batch.x)
                 self._first = First(model, layer)
                 self._affine = self.collapse and self._first.affine(batch.x, self.threat.bounds)
         return self._first
