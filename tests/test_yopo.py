@@ -231,10 +231,10 @@ class Clamped(nn.Module):
     [
         (nn.Conv2d(1, 2, 3), True),
         (nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), True),
-        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2)), True),
-        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), False),
-        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Dropout(0.5)), False),
-        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), False),
+        (nn.Sequential(nn.Conv2d(1, 16, 3), nn.AvgPool2d(2)), True),
+        (nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU()), False),
+        (nn.Sequential(nn.Conv2d(1, 16, 3), nn.Dropout(0.5)), False),
+        (nn.Sequential(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16)), False),
         (Clamped(0.0, 1.0), True),  # inside the box nothing is cut
         (Clamped(0.1, 0.9), False),
     ],
@@ -243,6 +243,9 @@ class Clamped(nn.Module):
 def test_what_is_affine_on_the_box(layer: nn.Module, affine: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(copy.deepcopy(layer), nn.Flatten()).to(dtype).train()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.reset_parameters()
     assert First(model, model[0]).affine(samples()[0].to(dtype), (0.0, 1.0)) == affine
 
 
