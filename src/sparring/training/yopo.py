@@ -52,8 +52,15 @@ class YOPO(Strategy):
                 raise ValueError(f"YOPO({what}={value!r}): expected a whole number, at least 1")
         if self.form not in ("hamiltonian", "gradient"):
             raise ValueError(f"YOPO(form={self.form!r}): expected 'hamiltonian' or 'gradient'")
-        if self.step_size is not None and not parse_eps(self.step_size) > 0:
-            raise ValueError(f"YOPO(step_size={self.step_size!r}): expected a number above 0")
+        if self.step_size is not None:
+            try:
+                positive = parse_eps(self.step_size) > 0
+            except ValueError:
+                positive = False
+            if not positive:
+                raise ValueError(
+                    f"YOPO(step_size={self.step_size!r}): expected a number above 0, such as 0.02 or 2/255"
+                )
         self._first: First | None = None
         self._affine = False
 
