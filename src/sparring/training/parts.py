@@ -1,35 +1,34 @@
-"""What can be put round a strategy (AWP, EMA, …)."""
+"""What can be put round a strategy: `AWP`, `EMA`, `SWA`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 from torch import nn
 
-from sparring.training.strategy import Batch, Loss, Strategy
+from sparring.training.strategy import Loss, Strategy, plain
 
 
-class Part(Protocol):
-    """Takes the losses of what it stands round, and hands them on, changed or observed."""
+class Part:
+    """Takes the losses of what it stands round, and hands them on, changed or observed.
 
-    def around(self, strategy: Strategy, model: nn.Module, losses: Iterator[Loss]) -> Iterator[Loss]: ...
+    A subclass is a dataclass of its settings, and overrides what it needs. Each belongs to one strategy.
+    """
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def check(self, strategy: Strategy) -> None:
+        """ValueError, in one line, for a strategy that it can't stand round."""
 
-    def load_state_dict(self, state: Any) -> None: ...
-
-
-class Composed(Strategy):
-    """A strategy with parts round it, the first innermost."""
-
-    def __init__(self, strategy: Strategy, parts: tuple[Part, ...]) -> None:
-        super().__init__(bn=strategy.bn, label_smoothing=strategy.label_smoothing, seed=strategy.seed)
-        self.strategy, self.parts = strategy, parts
-        self.statistics, self.passes = strategy.statistics, strategy.passes
-
-    def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
-        losses = self.strategy.losses(model, batch)
-        for part in self.parts:
-            losses = part.around(self.strategy, model, losses)
+    def around(self, strategy: Strategy, model: nn.Module, losses: Iterator[Loss]) -> Iterator[Loss]:
+        """The losses of one batch. What stands behind a `yield` runs when the loss went backward and the optimiser stepped."""
         yield from losses
+
+    def settings(self) -> dict[str, Any]:
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self)} if is_dataclass(self) else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        return None

@@ -11,17 +11,21 @@ The generator resumes after each backward (and step), so what the backward left 
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from sparring.attacks.base import Attack
 from sparring.attacks.inputs import check_labels
 from sparring.borrow import Borrowed, borrow
 from sparring.objective import check_label_range
+from sparring.threat import Threat
 from sparring.training.batchnorm import Statistics
 
 if TYPE_CHECKING:
@@ -57,7 +61,8 @@ class Seen:
 class Loss:
     """One loss to go backward from, computed when `value` is first read.
 
-    value: a scalar with a graph. update: whether the optimiser steps, and gradients are zeroed, after this backward.
+    value: a scalar with a graph. update: whether the optimiser steps, and gradients are zeroed, after this backward; a loop
+    that does not step where it could (because it accumulates) sets it to False, so that averages of weights know.
     owner: whose parameters it is for, "model" or what the strategy calls its other network. seen: the answers behind it,
     once `value` was read. scale: what the loop multiplied the loss with (a gradient scaler, 1/accumulation), once it went
     backward: gradients found on the way are divided by it.
@@ -100,6 +105,34 @@ class Passes:
     first_backwards: int = 0
 
 
+def plain(value: Any) -> Any:
+    """A setting as JSON can hold it."""
+    if isinstance(value, Attack):
+        return {"name": value.name, "threat": str(value.threat), **value.settings()}
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(part) for part in value]
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def check_threat(name: str, threat: Threat, *norms: str) -> None:
+    """One line for what is no set to train against. norms: those that the strategy has a form for; none: any."""
+    if not isinstance(threat, Threat):
+        raise TypeError(f"{name}(threat={threat!r}): expected a threat model such as sp.Linf(8/255)")
+    if isinstance(threat.eps, Tensor):
+        raise ValueError(f"{name}(threat={threat!r}): expected one eps; one per sample belongs to one batch only")
+    if not 0 < threat.eps < math.inf:
+        raise ValueError(f"{name}(threat={threat!r}): expected a finite eps above 0; sp.Standard() trains without one")
+    if norms and threat.norm not in norms:
+        raise ValueError(f"{name} has no form for {threat.norm}: expected {', '.join(norms)}")
+
+
+Self = TypeVar("Self", bound="Strategy")
+
+
 @dataclass(eq=False, kw_only=True)
 class Strategy:
     """Base of all strategies. A subclass writes `losses`.
@@ -107,6 +140,7 @@ class Strategy:
     bn: which statistics BatchNorm layers use while examples are crafted; see `Statistics`.
     label_smoothing: of the cross-entropy that is learned from (never of the one that is attacked).
     seed: of all random draws, which are keyed by (seed, step, sample).
+    parts: what `with_` put round it.
     """
 
     bn: str = "auto"
@@ -121,6 +155,7 @@ class Strategy:
         self.statistics = Statistics(self.bn)
         self.passes = Passes()
         self.autocast: torch.dtype | None = None  # set by a loop that trains in mixed precision
+        self.parts: tuple[Part, ...] = ()
         self.batches = 0
         self._classes: int | None = None
 
@@ -128,9 +163,19 @@ class Strategy:
     def name(self) -> str:
         return type(self).__name__
 
+    @property
+    def needs_indices(self) -> bool:
+        """Whether a batch must say which samples of the data set it holds."""
+        return False
+
     def settings(self) -> dict[str, Any]:
-        """What this strategy was set to."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """What this strategy, and what is round it, was set to, in values that JSON can hold."""
+        found = {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+        return {**found, "parts": [{"name": type(part).__name__, **part.settings()} for part in self.parts]}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The other networks that learn, by the name that their losses have as `owner`: each needs an optimiser."""
+        return {}
 
     def __call__(self, model: nn.Module, batch: Batch | tuple[Tensor, Tensor]) -> Iterator[Loss]:
         """The losses of this batch, in the order in which they are to go backward.
@@ -140,25 +185,49 @@ class Strategy:
         batch = self._checked(batch)
         self.statistics.check(model, batch.x)
         self.batches = (self.batches if batch.step is None else batch.step) + 1
-        yield from self.losses(model, batch)
+        losses = self.losses(model, batch)
+        for part in self.parts:
+            losses = part.around(self, model, losses)
+        yield from losses
 
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
         raise NotImplementedError
 
-    def with_(self, *parts: Part) -> Strategy:
-        """This strategy with `AWP`, `EMA`, … round it."""
-        from sparring.training.parts import Composed
+    def with_(self: Self, *parts: Part) -> Self:
+        """A new strategy of these settings with `AWP`, `EMA`, … round it, the first innermost, outside those that it has.
 
-        return Composed(self, parts)
+        ValueError where one of them can't be put round this strategy.
+        """
+        for part in parts:
+            part.check(self)
+        made = replace(self)
+        made.parts = (*self.parts, *parts)
+        return made
 
     def state_dict(self) -> dict[str, Any]:
-        """What lasts between batches: tensors, numbers, and dicts of these."""
-        return {"batches": self.batches, "statistics": self.statistics.state_dict(), "passes": vars(self.passes).copy()}
+        """What lasts between batches: tensors, numbers, and dicts and lists of these."""
+        return {
+            "batches": self.batches,
+            "statistics": self.statistics.state_dict(),
+            "passes": vars(self.passes).copy(),
+            "parts": [part.state_dict() for part in self.parts],
+            "modules": {name: copy.deepcopy(module.state_dict()) for name, module in self.modules().items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the strategy whose `state_dict` this is stopped. ValueError where that one was another."""
+        if len(state["parts"]) != len(self.parts) or set(state["modules"]) != set(self.modules()):
+            raise ValueError(
+                f"the state is of a strategy with {len(state['parts'])} parts round it and the networks "
+                f"{sorted(state['modules'])}; this one has {len(self.parts)} and {sorted(self.modules())}"
+            )
         self.batches = state["batches"]
         self.statistics.load_state_dict(state["statistics"])
         self.passes = Passes(**state["passes"])
+        for part, kept in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(kept)
+        for name, module in self.modules().items():
+            module.load_state_dict(state["modules"][name])
 
     def _checked(self, batch: Batch | tuple[Tensor, Tensor]) -> Batch:
         batch = batch if isinstance(batch, Batch) else Batch(*batch)
@@ -169,7 +238,14 @@ class Strategy:
         y = check_labels(batch.y, x)
         if self._classes is not None:
             check_label_range(y, self._classes)
+        if batch.indices is None and self.needs_indices:
+            raise ValueError(
+                f"{self.name} keeps something for every sample, and the batch carries no indices: "
+                "pass sp.Batch(x, y, indices=...)"
+            )
         indices = torch.arange(len(x)) if batch.indices is None else batch.indices.detach().cpu().long()
+        if indices.shape != (len(x),):
+            raise ValueError(f"indices of shape {tuple(indices.shape)} for {len(x)} samples: expected ({len(x)},)")
         return Batch(x.detach(), y, indices, self.batches if batch.step is None else batch.step, batch.extras)
 
     def draw_seed(self, batch: Batch) -> int:
