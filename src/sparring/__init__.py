@@ -43,6 +43,21 @@ if TYPE_CHECKING:
     from sparring.threat import L2 as L2
     from sparring.threat import Linf as Linf
     from sparring.threat import Threat as Threat
+    from sparring.training import AWP as AWP
+    from sparring.training import EMA as EMA
+    from sparring.training import MART as MART
+    from sparring.training import NFGSM as NFGSM
+    from sparring.training import SWA as SWA
+    from sparring.training import TRADES as TRADES
+    from sparring.training import YOPO as YOPO
+    from sparring.training import Batch as Batch
+    from sparring.training import FastFGSM as FastFGSM
+    from sparring.training import FGSMTraining as FGSMTraining
+    from sparring.training import Free as Free
+    from sparring.training import GradAlign as GradAlign
+    from sparring.training import Mixed as Mixed
+    from sparring.training import PGDTraining as PGDTraining
+    from sparring.training import Standard as Standard
     from sparring.transfer import TransferMatrix as TransferMatrix
     from sparring.transfer import transfer_matrix as transfer_matrix
     from sparring.transforms import rotated as rotated
@@ -80,6 +95,23 @@ _HOMES = {
     "sparring.evaluation": ["EvaluationResult", "compare", "evaluate", "load_result", "merge", "verify"],
     "sparring.learned": ["AdversarialPatch", "AdvGAN", "UniversalPerturbation"],
     "sparring.threat": ["L0", "L1", "L2", "Linf", "Threat"],
+    "sparring.training": [
+        "AWP",
+        "Batch",
+        "EMA",
+        "FGSMTraining",
+        "FastFGSM",
+        "Free",
+        "GradAlign",
+        "MART",
+        "Mixed",
+        "NFGSM",
+        "PGDTraining",
+        "SWA",
+        "Standard",
+        "TRADES",
+        "YOPO",
+    ],
     "sparring.transfer": ["TransferMatrix", "transfer_matrix"],
     "sparring.transforms": ["rotated"],
     "sparring.wrappers": [

@@ -1,5 +1,36 @@
 """How the demo's and the experiments' small networks are trained."""
 
+from sparring.training.averaging import EMA, SWA
+from sparring.training.awp import AWP
+from sparring.training.fast import NFGSM, FastFGSM, GradAlign
+from sparring.training.free import Free
 from sparring.training.loop import Epoch, History, train
+from sparring.training.parts import Part
+from sparring.training.strategy import Batch, Loss, Strategy
+from sparring.training.supervised import FGSMTraining, Mixed, PGDTraining, Standard
+from sparring.training.trades import MART, TRADES
+from sparring.training.yopo import YOPO
 
-__all__ = ["Epoch", "History", "train"]
+__all__ = [
+    "AWP",
+    "EMA",
+    "MART",
+    "NFGSM",
+    "SWA",
+    "TRADES",
+    "YOPO",
+    "Batch",
+    "Epoch",
+    "FGSMTraining",
+    "FastFGSM",
+    "Free",
+    "GradAlign",
+    "History",
+    "Loss",
+    "Mixed",
+    "PGDTraining",
+    "Part",
+    "Standard",
+    "Strategy",
+    "train",
+]

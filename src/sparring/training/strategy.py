@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,7 +26,7 @@ from sparring.attacks.inputs import check_labels
 from sparring.borrow import Borrowed, borrow
 from sparring.objective import check_label_range
 from sparring.threat import Threat
-from sparring.training.batchnorm import Statistics
+from sparring.training.batchnorm import Statistics, safe_buffers
 
 if TYPE_CHECKING:
     from sparring.training.parts import Part
@@ -157,6 +157,7 @@ class Strategy:
         self.autocast: torch.dtype | None = None  # set by a loop that trains in mixed precision
         self.parts: tuple[Part, ...] = ()
         self.batches = 0
+        self._aside = False
         self._classes: int | None = None
 
     @property
@@ -261,10 +262,23 @@ class Strategy:
         self.passes.forwards += borrowed.forwards
         self.passes.backwards += borrowed.backwards
 
+    @contextmanager
+    def aside(self, model: nn.Module) -> Iterator[None]:
+        """Forwards in here, in the model's own modes, are learned from by nobody: buffers and the policy's view of them stay."""
+        self._aside = True
+        try:
+            with safe_buffers(list(model.modules())):
+                yield
+        finally:
+            self._aside = False
+
+    def precision(self, x: Tensor) -> AbstractContextManager[Any]:
+        """Autocast, where a loop trains in mixed precision."""
+        return nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
+
     def forward(self, model: nn.Module, x: Tensor, y: Tensor, branch: str = "adversarial") -> Tensor:
         """Logits (B, C) of the forward that is learned from: the model's own modes, the only one that moves its buffers."""
-        cast = nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
-        with cast, self.statistics.learning(model, branch):
+        with self.precision(x), nullcontext() if self._aside else self.statistics.learning(model, branch):
             logits: Tensor = model(x)
         if self._classes is None:
             self._classes = logits.shape[-1]

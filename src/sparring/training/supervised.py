@@ -1,9 +1,10 @@
-"""Learning from examples that an attack makes on the way: standard, mixed and PGD training."""
+"""Learning from labels: the samples as they are, or adversarial examples that any attack makes of them on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,12 @@ from torch.nn import functional as F
 
 from sparring.attacks.base import Attack
 from sparring.attacks.pgd import PGD
-from sparring.threat import Threat
+from sparring.attacks.sign import FGSM, default_step
+from sparring.noise import Noise
+from sparring.threat import Threat, per_sample
 from sparring.training.crafting import craft
-from sparring.training.strategy import Batch, Loss, Seen, Strategy
+from sparring.training.kept import Kept
+from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat
 
 
 @dataclass(eq=False)
@@ -29,49 +33,210 @@ class Standard(Strategy):
         yield Loss(clean)
 
 
-@dataclass(eq=False)
-class Mixed(Strategy):
-    """α · L(x) + (1 − α) · L(x_adv), x_adv constant in the gradient. Goodfellow et al. (2015).
+@dataclass(eq=False, kw_only=True)
+class AdversarialTraining(Strategy):
+    """Base of strategies that craft examples and learn from them: α · L(x) + (1 − α) · L(x_adv). A subclass crafts.
 
-    attack: any sparring attack. alpha: weight of the clean loss, from 0 (adversarial examples only) to 1.
-    fraction: 1 for the form above. Below 1, Kurakin et al. (2017)'s: this part of the batch, its first samples, is
-    replaced by adversarial examples, and the loss is the mean over the batch in which those count (1 − α)/α as much.
-    Clean and adversarial samples go through the network in one forward, as in Kurakin et al., so BatchNorm sees their
-    mixture. With K attack steps: K + 2 passes a sample (K + 1 where alpha = 0 or fraction < 1).
+    alpha: weight of the clean loss, from 0 (adversarial examples only) to 1. Goodfellow et al. (2015) take 0.5, Madry et al.
+    (2018) 0. Where both count they go through the network in one forward, so BatchNorm sees their mixture.
+    fraction: below 1, Kurakin et al. (2017)'s form: this part of the batch, its first samples, is replaced by adversarial
+    examples, and the loss is the mean over the batch in which each of those counts λ = (1 − α)/α times as much as a clean
+    one (they take half the batch and λ = 0.3: fraction=0.5, alpha=1/1.3).
     """
 
-    attack: Attack = field(kw_only=False)
-    alpha: float = 0.5
     fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(
+                f"{self.name}(alpha={self.alpha!r}): expected a number from 0 (adversarial) to 1 (clean only)"
+            )
+        if not 0 < self.fraction <= 1:
+            raise ValueError(
+                f"{self.name}(fraction={self.fraction!r}): expected a part of the batch, above 0, at most 1"
+            )
+        if self.fraction < 1 and self.alpha == 0:
+            raise ValueError(
+                f"{self.name}(fraction={self.fraction!r}, alpha=0): the clean part of the batch would count nothing; "
+                "give it a weight, as in alpha=0.5"
+            )
+
+    @property
+    def alpha(self) -> float:
+        """A subclass has it as a field."""
+        return 0.0
+
+    def examples(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        """Adversarial examples (B, *S) of these samples; None where this batch shall be learned from as it is."""
+        raise NotImplementedError
+
+    def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
+        count = round(self.fraction * len(batch.x))
+        some = batch if self.fraction == 1 else first(batch, count)
+        made = self.examples(model, some) if count else None
+
+        def mixture(seen: Seen) -> Tensor:
+            if made is None:
+                clean, adversarial = (batch.x, batch.y), None
+            elif self.fraction < 1:
+                clean, adversarial = (batch.x[count:], batch.y[count:]), (made, some.y)
+            elif self.alpha:
+                clean, adversarial = (batch.x, batch.y), (made, some.y)
+            else:
+                clean, adversarial = None, (made, some.y)
+            return self.learn(seen, model, clean, adversarial)
+
+        yield Loss(mixture)
+
+    def learn(
+        self, seen: Seen, model: nn.Module, clean: tuple[Tensor, Tensor] | None, made: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """The weighted mean of the cross-entropy over clean samples and adversarial ones, from one forward."""
+        branch = "clean" if made is None else "adversarial"
+        named = {"clean": clean, "adversarial": made}
+        given = {name: pair for name, pair in named.items() if pair is not None and len(pair[1])}
+        x, y = (torch.cat(parts) if len(given) > 1 else parts[0] for parts in zip(*given.values(), strict=True))
+        logits = self.forward(model, x, y, branch)
+        losses = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing, reduction="none")
+        if len(given) == 1:
+            seen.add(next(iter(given)), logits, y)
+            return losses.mean()
+        total, weights, place = losses.new_zeros(()), 0.0, 0
+        for (name, (_, labels)), weight in zip(given.items(), (self.alpha, 1 - self.alpha), strict=True):
+            part = slice(place, place := place + len(labels))
+            seen.add(name, logits[part], labels)
+            total, weights = total + weight * losses[part].sum(), weights + weight * len(labels)
+        return total / weights
+
+
+def first(batch: Batch, count: int) -> Batch:
+    """The first so many samples."""
+    assert batch.indices is not None
+    return replace(batch, x=batch.x[:count], y=batch.y[:count], indices=batch.indices[:count])
+
+
+@dataclass(eq=False)
+class Mixed(AdversarialTraining):
+    """α · L(x) + (1 − α) · L(x_adv), with any attack; x_adv constant in the gradient. Goodfellow et al. (2015).
+
+    attack: any sparring attack; its own `stop_when_fooled` holds. alpha, fraction: see `AdversarialTraining`.
+    Passes a batch, with K attack steps: K + 2; K + 1 where alpha = 0; 1 + K · fraction where fraction < 1.
+    """
+
+    attack: Attack
+    alpha: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.attack, Attack):
             raise TypeError(f"{self.name}(attack={self.attack!r}): expected an attack such as sp.FGSM(sp.Linf(0.1))")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(
-                f"{self.name}(alpha={self.alpha!r}): expected a number from 0 (adversarial) to 1 (clean only)"
-            )
+        check_threat(self.name, self.attack.threat)
 
-    def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
+    def examples(self, model: nn.Module, batch: Batch) -> Tensor:
         with self.crafting(model, batch) as borrowed:
-            examples = craft(self.attack, borrowed, batch.x, batch.y, indices=batch.indices, seed=self.draw_seed(batch))
-
-        def mixture(seen: Seen) -> Tensor:
-            if self.alpha == 0:
-                logits = self.forward(model, examples, batch.y)
-                seen.add("adversarial", logits, batch.y)
-                return F.cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing)
-            both = self.forward(model, torch.cat([batch.x, examples]), torch.cat([batch.y, batch.y]))
-            clean, adversarial = both.chunk(2)
-            seen.add("clean", clean, batch.y)
-            seen.add("adversarial", adversarial, batch.y)
-            parts = [F.cross_entropy(z, batch.y, label_smoothing=self.label_smoothing) for z in (clean, adversarial)]
-            return self.alpha * parts[0] + (1 - self.alpha) * parts[1]
-
-        yield Loss(mixture)
+            return craft(self.attack, borrowed, batch.x, batch.y, indices=batch.indices, seed=self.draw_seed(batch))
 
 
-def PGDTraining(threat: Threat, steps: int = 10, step_size: float | None = None, **settings: object) -> Mixed:
-    """placeholder"""
-    return Mixed(PGD(threat, steps=steps, step_size=step_size), alpha=0.0, **settings)  # type: ignore[arg-type]
+@dataclass(eq=False)
+class FGSMTraining(AdversarialTraining):
+    """Examples of one full step from the input. Goodfellow et al. (2015), with `alpha=0.5`. 2 passes a batch.
+
+    Alone it overfits catastrophically where eps is large: robust to FGSM, not to PGD (Wong et al., 2020). Better: `NFGSM`.
+    """
+
+    threat: Threat
+    alpha: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_threat(self.name, self.threat, "linf", "l2", "l1")
+        self.attack = FGSM(self.threat)
+
+    def examples(self, model: nn.Module, batch: Batch) -> Tensor:
+        with self.crafting(model, batch) as borrowed:
+            return craft(self.attack, borrowed, batch.x, batch.y, indices=batch.indices, seed=self.draw_seed(batch))
+
+
+@dataclass(eq=False)
+class PGDTraining(AdversarialTraining):
+    """Examples of K steps of projected gradient ascent from a random start, the last iterate. Madry et al. (2018).
+
+    steps: K; passes a batch K + 1. step_size: in input units; default eps / 4, or 2.5 · eps / K below 10 steps (1.25 · eps
+    for one). random_start: begin inside the ball, not at the input.
+    What makes it cheaper, all to be combined:
+    stop_when_fooled: a sample climbs until the network errs, and no further. Zhang et al. (2020), FAT without extra steps.
+    keep: each sample's perturbation is kept, and is where it begins next time, so that fewer steps suffice. Zheng et al.
+    (2020), ATTA. Batches must carry indices, and show each sample as it was (no random crops and mirrors).
+    schedule: {batch number: K from there on}; 0 steps is clean training. {0: 0, 800: 2, 2400: 5} warms up clean (Gupta et al.,
+    2020), then climbs longer and longer. Overrides `steps`, which holds before its first entry.
+
+    >>> strategy = PGDTraining(Threat("linf", 0.1), steps=2, schedule={100: 3, 200: 5})
+    >>> [strategy.steps_at(batch) for batch in (0, 100, 150, 999)]
+    [2, 3, 3, 5]
+    """
+
+    threat: Threat
+    steps: int = 10
+    step_size: float | None = None
+    alpha: float = field(default=0.0, kw_only=True)
+    random_start: bool = field(default=True, kw_only=True)
+    stop_when_fooled: bool = field(default=False, kw_only=True)
+    keep: bool = field(default=False, kw_only=True)
+    schedule: Mapping[int, int] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_threat(self.name, self.threat, "linf", "l2", "l1")
+        for number, steps in (self.schedule or {}).items():
+            if not isinstance(number, int) or not isinstance(steps, int) or number < 0 or steps < 0:
+                raise ValueError(
+                    f"{self.name}(schedule={self.schedule!r}): expected {{batch number: steps}}, whole numbers"
+                )
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"{self.name}(steps={self.steps!r}): expected a whole number, at least 1")
+        if self.step_size is not None and not self.step_size > 0:
+            raise ValueError(f"{self.name}(step_size={self.step_size!r}): expected a number above 0")
+        self.kept = Kept()
+
+    @property
+    def needs_indices(self) -> bool:
+        return self.keep
+
+    def steps_at(self, number: int) -> int:
+        """K in the batch of this number."""
+        begun = [since for since in self.schedule or {} if since <= number]
+        return (self.schedule or {})[max(begun)] if begun else self.steps
+
+    def attack(self, steps: int) -> PGD:
+        """The attack of so many steps."""
+        size = self.step_size
+        if size is None:
+            size = float(self.threat.eps) * (1.25 if steps == 1 else default_step(steps))
+        return PGD(self.threat, steps, size, random_start=self.random_start, stop_when_fooled=self.stop_when_fooled)
+
+    def examples(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        assert batch.step is not None
+        assert batch.indices is not None
+        steps = self.steps_at(batch.step)
+        if steps == 0:
+            return None
+        attack, seed = self.attack(steps), self.draw_seed(batch)
+        start = self.kept.start(batch.x, batch.indices) if self.keep else None
+        if start is not None and not bool((known := self.kept.knows(batch.indices)).all()):
+            fresh = attack.threat.random(batch.x, Noise(seed, batch.indices), "start", 0)
+            start = torch.where(
+                per_sample(known.to(batch.x.device), start), start, fresh if self.random_start else batch.x
+            )
+        with self.crafting(model, batch) as borrowed:
+            made = craft(attack, borrowed, batch.x, batch.y, indices=batch.indices, seed=seed, start=start)
+        if self.keep:
+            self.kept.put(batch.indices, made - batch.x)
+        return made
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "kept": self.kept.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.kept.load_state_dict(state["kept"])

@@ -1,0 +1,60 @@
+"""Perturbations kept from one epoch to the next, one for each sample of the data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Kept:
+    """A table (N, *S) of perturbations in float16, on the inputs' device; it grows with the largest index that it meets.
+
+    Zheng et al. (2020). It takes 2 bytes an entry: 92 MB for MNIST, 307 MB for CIFAR-10.
+    """
+
+    def __init__(self) -> None:
+        self.table: Tensor | None = None
+        self.known = torch.zeros(0, dtype=torch.bool)
+
+    def knows(self, indices: Tensor) -> Tensor:
+        """(B,) bool: for which of the samples `indices` (B,) something is kept."""
+        inside = indices < len(self.known)
+        return inside.clone() if not bool(inside.any()) else inside & self.known[indices.clamp_max(len(self.known) - 1)]
+
+    def start(self, x: Tensor, indices: Tensor) -> Tensor | None:
+        """x (B, *S) moved by what is kept for these samples, or not at all; None where nothing is kept for any of them."""
+        if self.table is None or not bool(self.knows(indices).any()):
+            return None
+        if self.table.shape[1:] != x.shape[1:]:
+            raise ValueError(
+                f"inputs of shape {tuple(x.shape[1:])}, but perturbations of shape {tuple(self.table.shape[1:])} were kept: "
+                "keep=True needs inputs of one size"
+            )
+        self.table = self.table.to(x.device)
+        return x + self.table[indices.clamp_max(len(self.table) - 1).to(x.device)].to(x.dtype)
+
+    def put(self, indices: Tensor, change: Tensor) -> None:
+        """Keep these (B, *S)."""
+        need = int(indices.max()) + 1
+        if self.table is None:
+            self.table = torch.zeros((need, *change.shape[1:]), dtype=torch.float16, device=change.device)
+        if need > len(self.table):  # by more than what is needed, so that a first epoch doesn't copy at each batch
+            more = self.table.new_zeros((max(need, 2 * len(self.table)) - len(self.table), *self.table.shape[1:]))
+            self.table = torch.cat([self.table, more])
+        if len(self.known) < len(self.table):
+            self.known = torch.cat([self.known, torch.zeros(len(self.table) - len(self.known), dtype=torch.bool)])
+        self.table[indices.to(self.table.device)] = change.to(torch.float16)
+        self.known[indices] = True
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.table is None:
+            return {}
+        count = int(self.known.nonzero().max()) + 1
+        return {"table": self.table[:count].clone(), "known": self.known[:count].clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.table = state["table"].clone() if state else None
+        self.known = state["known"].cpu().clone() if state else torch.zeros(0, dtype=torch.bool)
