@@ -1,0 +1,86 @@
+"""Files of a training: weights, and the state from which it goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from sparring.evaluation.files import replacing
+
+FORMAT = 1
+STATE, BEST, LAST, HISTORY, TABLE = "state.pt", "best.safetensors", "last.safetensors", "history.json", "log.csv"
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the model's parameters and buffers on the CPU, by the names that they have uncompiled."""
+    bare = getattr(model, "_orig_mod", model)
+    return {name: tensor.detach().cpu().clone() for name, tensor in bare.state_dict().items()}
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """As safetensors, which `zoo.load_weights` and ``sparring evaluate --weights`` read."""
+    with replacing(path, "wb") as file:
+        file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def write_json(path: Path, document: Any) -> None:
+    with replacing(path) as file:
+        json.dump(document, file, indent=1, allow_nan=False)
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    with replacing(path, "wb") as file:
+        torch.save({"format": FORMAT, **state}, file)
+
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    """The state that `write_state` wrote; None where there is none. ValueError, in one line, for anything else."""
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes raise whatever they lead the reader to
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ValueError(f"{path} can't be read ({reason}): start anew with resume=False") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{path} is no state of a training that this version wrote: start anew with resume=False")
+    return state
+
+
+def check_identity(path: Path, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """ValueError where the folder holds a training with other settings: names the first that differs."""
+    for name in now:
+        if earlier.get(name) != now[name]:
+            raise ValueError(
+                f"{path.parent} holds a training with {name}={earlier.get(name)!r}, now {now[name]!r}: go on with the same "
+                "settings, choose another folder, or start anew with resume=False"
+            )
+
+
+def random_state() -> dict[str, Any]:
+    """Of all the global generators, in values that torch.load(weights_only=True) reads."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002  # other people's code draws from the global state
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+    }
+
+
+def restore_random(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002

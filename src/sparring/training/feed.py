@@ -1,0 +1,205 @@
+"""Training data as numbered batches: which samples, in which order, is decided by (seed, epoch) alone."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
+from torch.utils.data.distributed import DistributedSampler
+
+from sparring.evaluation.randomness import OwnRandomness
+
+IN_MEMORY = 2 << 30  # bytes of float32 up to which a data set that offers its tensors is held in memory
+KINDS = "the pair of tensors (x, y), a map-style Dataset or a DataLoader"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """x (B, *S) floats, y (B,), indices (B,) int64 on the CPU: the samples' numbers in the data set."""
+
+    x: Tensor
+    y: Tensor
+    indices: Tensor
+
+
+class Feed:
+    """Samples that are learned from.
+
+    numbers (n,): which of the data set's samples they are. An epoch is a list of batches of such numbers; of each,
+    process `rank` of `size` takes every size-th, so that no sample is seen twice and the training is that of one process.
+    A rest too small for batch statistics in every process joins the batch before it.
+    """
+
+    def __init__(self, data: Any, batch_size: int | None, seed: int, *, rank: int = 0, size: int = 1) -> None:
+        self.seed, self.rank, self.size = seed, rank, size
+        self.loader = data if isinstance(data, DataLoader) else None
+        self.data: Any = self.loader.dataset if self.loader is not None else data
+        self.memory = _in_memory(self.data)
+        if self.memory is None and (isinstance(self.data, IterableDataset) or not _is_map(self.data)):
+            raise TypeError(f"data is {type(self.data).__name__}: expected {KINDS}, since samples are known by number")
+        self.available: int = len(self.data) if self.memory is None else len(self.memory[0])
+        if not self.available:
+            raise ValueError("the data set is empty: nothing to train on")
+        self.numbers = torch.arange(self.available)
+        own = None if self.loader is None else self.loader.batch_size
+        self.batch_size = batch_size or own or 128
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected a whole number, at least 1")
+
+    def hold_out(self, count: int) -> Tensor:
+        """Takes so many samples out, chosen by the seed: their numbers, sorted."""
+        order = torch.randperm(len(self.numbers), generator=torch.Generator().manual_seed(self.seed))
+        held = self.numbers[order[:count]].sort().values
+        self.numbers = self.numbers[order[count:]].sort().values
+        return held
+
+    def to(self, device: torch.device) -> None:
+        """Samples in memory go to a GPU once, where they take up less than half of what is free there."""
+        if self.memory is not None and device.type == "cuda":
+            x, y = self.memory
+            if x.numel() * x.element_size() < torch.cuda.mem_get_info(device)[0] / 2:
+                self.memory = (x.to(device), y.to(device))
+
+    def order(self, epoch: int) -> list[Tensor]:
+        """The batches of an epoch, as numbers of samples, of all processes together."""
+        sampler = None if self.loader is None else self.loader.sampler
+        own = None if self.loader is None else self.loader.batch_sampler
+        plain = sampler is None or isinstance(sampler, RandomSampler | SequentialSampler | DistributedSampler)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        if (self.loader is not None and not plain) or (own is not None and type(own).__name__ != "BatchSampler"):
+            with OwnRandomness(self.seed * 1_000_003 + epoch):
+                batches = _drawn(self.loader, own, self.batch_size)
+            kept = torch.zeros(self.available, dtype=torch.bool)
+            kept[self.numbers] = True
+            batches = [part for batch in batches if len(part := batch[kept[batch]])]
+        else:
+            shuffled = not isinstance(sampler, SequentialSampler)
+            n = len(self.numbers)
+            order = self.numbers[torch.randperm(n, generator=generator)] if shuffled else self.numbers
+            batches = list(torch.split(order, self.batch_size))
+            if self.loader is not None and self.loader.drop_last and len(batches[-1]) < self.batch_size > 1:
+                batches = batches[:-1]
+        least = 2 * self.size
+        if len(batches) > 1 and len(batches[-1]) < least:
+            batches[-2:] = [torch.cat(batches[-2:])]
+        if self.size > 1 and min(map(len, batches), default=0) < self.size:
+            raise ValueError(
+                f"a batch of {min(map(len, batches))} samples for {self.size} processes: use fewer processes"
+            )
+        if not batches:
+            raise ValueError(f"the loader gives no batch of these {len(self.numbers)} samples: nothing to train on")
+        return batches
+
+    def batches(self, epoch: int, order: Sequence[Tensor]) -> Iterator[Chunk]:
+        """This process's share of each of these batches, in turn."""
+        mine = [batch[self.rank :: self.size] for batch in order]
+        if self.memory is not None:
+            x, y = self.memory
+            for numbers in mine:
+                where = numbers.to(x.device)
+                yield Chunk(x[where], y[where], numbers)
+            return
+        for items, numbers in zip(self._loaded(epoch, mine), mine, strict=True):
+            yield _chunk(items, numbers)
+
+    def take(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """These samples as x (n, *S) and y (n,), on the CPU."""
+        if self.memory is not None:
+            x, y = self.memory
+            where = numbers.to(x.device)
+            return x[where].cpu(), y[where].cpu()
+        parts = torch.split(numbers, 256)
+        chunks = [_chunk(items, some) for some, items in zip(parts, self._loaded(-1, list(parts)), strict=True)]
+        return torch.cat([chunk.x for chunk in chunks]), torch.cat([chunk.y for chunk in chunks])
+
+    def _loaded(self, epoch: int, batches: list[Tensor]) -> DataLoader[Any]:
+        own = self.loader
+        given: dict[str, Any] = {} if own is None else {"num_workers": own.num_workers, "pin_memory": own.pin_memory}
+        if own is not None and own.num_workers:
+            given |= {"worker_init_fn": own.worker_init_fn, "multiprocessing_context": own.multiprocessing_context}
+            given |= {"prefetch_factor": own.prefetch_factor, "timeout": own.timeout}
+        return DataLoader(
+            _Keyed(self.data, self.seed * 1_000_003 + epoch),
+            batch_sampler=[batch.tolist() for batch in batches],
+            collate_fn=None if own is None else own.collate_fn,
+            generator=torch.Generator().manual_seed(
+                self.seed
+            ),  # not the global one, which a resumed run must find as it was
+            **given,
+        )
+
+
+class _Keyed(Dataset[Any]):
+    """A data set whose random changes of a sample are keyed by (seed, epoch, sample): by no order, worker or process."""
+
+    def __init__(self, data: Any, seed: int) -> None:
+        self.data, self.seed = data, seed
+
+    def __getitem__(self, number: int) -> Any:
+        numpy, python, cpu = np.random.get_state(), random.getstate(), torch.get_rng_state()  # noqa: NPY002
+        key = (self.seed * 2_147_483_629 + number) % 2**63
+        random.seed(key)
+        np.random.seed(key % 2**32)  # noqa: NPY002  # what other people's transforms draw from
+        torch.default_generator.manual_seed(key)
+        try:
+            return self.data[number]
+        finally:
+            np.random.set_state(numpy)  # noqa: NPY002
+            random.setstate(python)
+            torch.set_rng_state(cpu)
+
+
+def _drawn(loader: Any, batch_sampler: Any, batch_size: int) -> list[Tensor]:
+    """The batches that the user's own sampler draws for an epoch."""
+    if batch_sampler is not None and type(batch_sampler).__name__ != "BatchSampler":
+        return [torch.tensor(list(batch)) for batch in batch_sampler]
+    return list(torch.split(torch.tensor(list(loader.sampler)), batch_size))
+
+
+def _is_map(data: Any) -> bool:
+    other = isinstance(data, (str, bytes, dict, Tensor)) or type(data).__module__ == "numpy"
+    return not other and hasattr(data, "__getitem__") and hasattr(data, "__len__")
+
+
+def _in_memory(data: Any) -> tuple[Tensor, Tensor] | None:
+    """(x, y) of a data set that has them as they are; None of one that makes its samples."""
+    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor):
+        x, y = data[0], torch.as_tensor(data[1])
+    elif isinstance(data, TensorDataset) and len(data.tensors) == 2:
+        x, y = data.tensors
+    elif callable(getattr(data, "tensors", None)) and 4 * len(data) * math.prod(data.shape) <= IN_MEMORY:
+        x, y = data.tensors()
+    else:
+        return None
+    if len(x) != len(y):
+        raise ValueError(f"x has {len(x)} samples and y {len(y)}: expected equally many")
+    if not x.is_floating_point() or y.is_floating_point() or y.dim() != 1:
+        raise ValueError(f"x is {x.dtype} and y is {y.dtype}, shape {tuple(y.shape)}: expected float x, integer y (N,)")
+    return x, y.long()
+
+
+def _chunk(items: Any, numbers: Tensor) -> Chunk:
+    if not isinstance(items, list | tuple) or len(items) != 2 or not isinstance(items[0], Tensor):
+        raise TypeError(
+            f"the data give {type(items).__name__} a batch: expected pairs (x, y) of a tensor and a class number"
+        )
+    return Chunk(items[0], torch.as_tensor(items[1]).long(), numbers)
+
+
+Collate = Callable[[list[Any]], Any]
+__all__ = ["Chunk", "Feed", "default_collate"]

@@ -1,0 +1,319 @@
+"""The loop that owns the optimiser: batches to losses to steps, epoch after epoch."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sparring.training.checkpoint import weights
+from sparring.training.feed import Chunk, Feed
+from sparring.training.history import Epoch, Progress
+from sparring.training.ledger import Ledger, NotFinite, Tally
+from sparring.training.limits import Limits
+from sparring.training.optimizing import Rates, Tuning
+from sparring.training.strategy import Batch, Loss, Strategy
+from sparring.training.team import Crew
+from sparring.training.validation import Validation
+
+EVERY = 20  # batches between two looks at what lies on a GPU
+
+
+class Callback(Protocol):
+    """What looks at a training after every epoch, and may act: `run.note(text)`, `run.roll_back()`, `run.strategy = …`.
+
+    `after_step(run)`, where there is one, is called after every step of the model's optimiser. `state_dict()` and
+    `load_state_dict(state, run)`, where there are any, are kept in the checkpoint; loading comes before the strategy's
+    own state is loaded, so a strategy that was replaced is replaced again.
+    """
+
+    def after_epoch(self, run: Run) -> None: ...
+
+
+@dataclass(eq=False, kw_only=True)
+class Run:
+    """A training on its way: what a `Callback` is given.
+
+    model: the bare module. strategy: may be replaced. history: the epochs so far. feed: the training samples,
+    `feed.take(feed.numbers[:100])`. validation: the held-out ones, `validation.x` and `.y`, or None. epoch: from 0.
+    """
+
+    model: nn.Module
+    strategy: Strategy
+    feed: Feed
+    validation: Validation | None
+    optimizers: dict[str, torch.optim.Optimizer]
+    rates: Rates
+    tuning: Tuning
+    crew: Crew
+    device: torch.device
+    limits: Limits
+    epochs: int
+    accumulate: int = 1
+    max_grad_norm: float | None = None
+    augment: Callable[[Tensor, Tensor, int], Tensor] | None = None
+    channels_last: bool = False
+    evaluate_every: int = 1
+    scaler: torch.amp.GradScaler | None = None
+    callbacks: Sequence[Callback] = ()
+    show: Callable[[Progress], None] = lambda now: None
+    keep: Callable[[Run], None] = lambda run: None
+
+    def __post_init__(self) -> None:
+        self.epoch = self.position = 0
+        self.history: list[Epoch] = []
+        self.notes: list[dict[str, Any]] = []
+        self.best: Epoch | None = None
+        self.best_weights: dict[str, Tensor] | None = None
+        self.ledger = Ledger()
+        self.seconds = 0.0  # of this epoch
+        self.good: dict[str, Any] | None = None
+        self.batches = len(self.feed.order(0))
+        self.counted = copy.copy(self.strategy.passes)
+        self._parameters = {
+            name: [p for group in optimizer.param_groups for p in group["params"]]
+            for name, optimizer in self.optimizers.items()
+        }
+        self._hooks = [hook for callback in self.callbacks if (hook := getattr(callback, "after_step", None))]
+        self._bad = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._flags = torch.zeros(
+            3, dtype=torch.float64, device=self.device
+        )  # not finite, stop, save: of all processes
+        self._on_cpu = self.device.type == "cpu"
+        self._since = self._shown = time.monotonic()
+        self._rolled = False
+        self._first = 0  # where this start began
+
+    @property
+    def step(self) -> int:
+        """Batches that were learned from."""
+        return self.epoch * self.batches + self.position
+
+    def go(self) -> bool:
+        """To the end, True; or until something asks to stop."""
+        self.good = self._snapshot() if self.good is None else self.good
+        self._first = self.step
+        while self.epoch < self.epochs:
+            self._since = time.monotonic()
+            try:
+                with self.tuning.applied(self.epoch):
+                    finished = self._learn()
+            except NotFinite as found:
+                self._fail(found)
+            if not finished:
+                self.keep(self)
+                return False
+            self._close()
+        return True
+
+    def note(self, text: str) -> None:
+        """Something to be said, and kept in the history."""
+        self.notes.append({"epoch": self.epoch + 1, "text": text})
+        self.show(self.progress(text))
+
+    def roll_back(self) -> None:
+        """Weights, optimisers and averages become those after the last epoch that no callback took back."""
+        assert self.good is not None
+        good = copy.deepcopy(self.good)
+        self.model.load_state_dict(good["model"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(good["optimizers"][name])
+        for part, state in zip(self.strategy.parts, good["parts"]):
+            part.load_state_dict(state)
+        self._rolled = True
+
+    def _snapshot(self) -> dict[str, Any]:
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        parts = [part.state_dict() for part in self.strategy.parts]
+        return dict(_copied({"model": self.model.state_dict(), "optimizers": optimizers, "parts": parts}))
+
+    def last(self) -> dict[str, Tensor]:
+        """The model's weights as they are now."""
+        return weights(self.model)
+
+    def _learn(self) -> bool:
+        """The rest of this epoch; False where it was stopped on the way."""
+        order = self.feed.order(self.epoch)
+        for group in _groups(self.feed.batches(self.epoch, order[self.position :]), self.accumulate):
+            done = self.epoch + (self.position + len(group) / 2) / len(order)
+            self.rates.set(done / self.epochs)
+            samples = sum(len(chunk.indices) for chunk in group)
+            for i, chunk in enumerate(group):
+                self._batch(chunk, len(chunk.indices) / samples, samples, last=i + 1 == len(group))
+                self.position += 1
+            self.rates.stepped()
+            look = self._on_cpu or self.position % EVERY < len(group)
+            if look and time.monotonic() - self._shown > 0.2:
+                self._read()
+                self.show(self.progress())
+                self._shown = time.monotonic()
+            stop, save = self._asked(look)
+            if stop or (save and self.position < len(order)):
+                self._read()
+            if stop:
+                return False
+            if save and self.position < len(order):
+                self.keep(self)
+        self._read()
+        return True
+
+    def _batch(self, chunk: Chunk, weight: float, samples: int, last: bool) -> None:
+        x, y = chunk.x.to(self.device, non_blocking=True), chunk.y.to(self.device, non_blocking=True)
+        if self.augment is not None:
+            x = self.augment(x, chunk.indices, self.step)
+        if self.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        updates = 0
+        for loss in self.strategy(self.model, Batch(x, y, chunk.indices, self.step)):
+            self._backward(loss, weight)
+            self.ledger.add(loss, len(y), self.epoch, self.position)
+            if not loss.update:
+                continue
+            updates += 1
+            if self.accumulate > 1 and updates > 1:
+                raise ValueError(
+                    f"accumulate={self.accumulate}: {self.strategy.name} steps more than once a batch, so there is nothing to "
+                    "accumulate over; use accumulate=1"
+                )
+            if last:
+                self._update(loss.owner, samples)
+            else:
+                loss.update = False
+
+    def _backward(self, loss: Loss, weight: float) -> None:
+        value = loss.value
+        if not self._on_cpu or self.crew.size > 1:
+            self._bad += ~torch.isfinite(value.detach())
+        elif not math.isfinite(value.item()):
+            raise NotFinite(value.item(), self.epoch, self.position)
+        if not value.requires_grad:
+            return  # all that it would teach is frozen
+        scaled = value if weight == 1 else value * weight
+        (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()  # type: ignore[no-untyped-call]
+
+    def _update(self, owner: str, samples: int) -> None:
+        optimizer, parameters = self.optimizers[owner], self._parameters[owner]
+        if self.crew.size > 1:
+            asked = torch.tensor([self.limits.stop, self.limits.save], dtype=torch.float64, device=self.device)
+            flags = torch.cat([self._bad[None], asked])
+            self._flags = self.crew.average(self.model, parameters, samples, flags)
+            if self._on_cpu and self._flags[0] > 0:
+                raise NotFinite(math.nan, self.epoch, self.position)
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        for each in self.optimizers.values():
+            each.zero_grad(set_to_none=True)
+        if owner == "model":
+            for hook in self._hooks:
+                hook(self)
+
+    def _asked(self, look: bool) -> tuple[bool, bool]:
+        """Whether to stop, and whether to save: all processes decide the same at the same batch."""
+        if self.crew.size == 1:
+            return self.limits.stop, self.limits.save
+        stop, save = (self._flags[1:] > 0).tolist() if look else (False, False)
+        return stop, save
+
+    def _read(self) -> None:
+        self.ledger.read()
+        if max(float(self._bad), float(self._flags[0])) > 0:  # another process's, or a loss that no accuracy belongs to
+            raise NotFinite(math.nan, self.epoch, self.position - 1)
+        self.seconds += time.monotonic() - self._since
+        self._since = time.monotonic()
+
+    def _fail(self, found: NotFinite) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        self.roll_back()
+        where = f"after epoch {len(self.history)}" if self.history else "before training"
+        raise FloatingPointError(
+            f"the loss is {found.value} in epoch {found.epoch + 1}, batch {found.batch + 1}: lower lr, or clip with "
+            f"max_grad_norm; the weights are as they were {where}"
+        ) from None
+
+    def _close(self) -> None:
+        """The end of an epoch: validate, remember the best, let callbacks look, keep."""
+        row = self._row()
+        due = (self.epoch + 1) % self.evaluate_every == 0 or self.epoch + 1 == self.epochs
+        if self.validation is not None and due:
+            row = self._validated(row)
+        self.history.append(row)
+        if row.score is not None and (self.best is None or row.score > (self.best.score or ())):
+            self.best, self.best_weights = row, weights(self.model)
+        self._rolled = False
+        for callback in self.callbacks:
+            callback.after_epoch(self)
+        self.show(self.progress())
+        self.epoch, self.position, self.seconds, self.ledger = self.epoch + 1, 0, 0.0, Ledger()
+        if not self._rolled:
+            self.good = self._snapshot()
+        self.counted = copy.copy(self.strategy.passes)
+        self.keep(self)
+
+    def _row(self) -> Epoch:
+        now, before = asdict(self.strategy.passes), asdict(self.counted)
+        everybody = self.crew.gather((asdict(self.ledger.tally), {name: now[name] - before[name] for name in now}))
+        sums = [{name: sum(each[i][name] for each in everybody) for name in everybody[0][i]} for i in (0, 1)]
+        rate = self.optimizers["model"].param_groups[0]["lr"]
+        batches = (self.epoch + 1) * self.batches
+        means = Tally(**sums[0]).means()
+        return Epoch(self.epoch + 1, batches, *means, lr=rate, seconds=self.seconds, **sums[1])
+
+    def _validated(self, row: Epoch) -> Epoch:
+        assert self.validation is not None
+
+        def stopped() -> None:
+            if self.limits.signal is not None and self.crew.size == 1:
+                raise KeyboardInterrupt
+
+        start = time.monotonic()
+        try:
+            clean, robust = self.validation(self.model, self.crew, stopped)
+        except KeyboardInterrupt:
+            self.keep(self)  # the epoch is learned; the next start begins with its validation
+            raise
+        seconds = time.monotonic() - start
+        return replace(row, validation_accuracy=clean, validation_robust_accuracy=robust, validation_seconds=seconds)
+
+    def progress(self, note: str | None = None) -> Progress:
+        seconds = time.monotonic() - self.limits.began
+        done, left = self.step - self._first, self.epochs * self.batches - self.step
+        return Progress(
+            min(self.epoch + 1, self.epochs), self.epochs, self.position, self.batches, *self.ledger.tally.means(),
+            seconds=seconds, seconds_left=seconds / done * left if done else None,
+            latest=self.history[-1] if self.history else None, note=note,
+        )  # fmt: skip
+
+
+def _groups(chunks: Iterable[Chunk], size: int) -> Iterator[list[Chunk]]:
+    """So many at a time; fewer at the end."""
+    group: list[Chunk] = []
+    for chunk in chunks:
+        group.append(chunk)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _copied(value: Any) -> Any:
+    """A copy on the CPU of what a `state_dict` holds."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {name: _copied(part) for name, part in value.items()}
+    return type(value)(_copied(part) for part in value) if isinstance(value, (list, tuple)) else value
