@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -327,3 +330,14 @@ def test_a_first_layer_that_runs_twice_is_refused() -> None:
 def test_an_unknown_first_layer_is_named() -> None:
     with pytest.raises(ValueError, match=r"first='stem'.: the model has no such module"):
         learned(YOPO(sp.Linf(EPS), first="stem"), network("affine"), *samples())
+
+
+def test_the_page_about_yopo(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "yopo.md").read_text("utf-8")
+    names: dict[str, Any] = {}
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(compile(block, "docs/yopo.md", "exec"), names)
+    passes, batches = names["strategy"].passes, 2560
+    assert passes.forwards == passes.backwards == 5 * batches
+    with torch.no_grad():
+        assert float((names["model"](names["x"]).argmax(1) == names["y"]).float().mean()) > 0.4
