@@ -49,15 +49,20 @@ if TYPE_CHECKING:
     from sparring.training import NFGSM as NFGSM
     from sparring.training import SWA as SWA
     from sparring.training import TRADES as TRADES
+    from sparring.training import TRADESYOPO as TRADESYOPO
     from sparring.training import YOPO as YOPO
+    from sparring.training import AdvProp as AdvProp
     from sparring.training import Batch as Batch
+    from sparring.training import EnsembleTraining as EnsembleTraining
     from sparring.training import FastFGSM as FastFGSM
     from sparring.training import FGSMTraining as FGSMTraining
     from sparring.training import Free as Free
+    from sparring.training import GeneratorTraining as GeneratorTraining
     from sparring.training import GradAlign as GradAlign
     from sparring.training import Mixed as Mixed
     from sparring.training import PGDTraining as PGDTraining
     from sparring.training import Standard as Standard
+    from sparring.training import recalibrate as recalibrate
     from sparring.transfer import TransferMatrix as TransferMatrix
     from sparring.transfer import transfer_matrix as transfer_matrix
     from sparring.transforms import rotated as rotated
@@ -97,11 +102,14 @@ _HOMES = {
     "sparring.threat": ["L0", "L1", "L2", "Linf", "Threat"],
     "sparring.training": [
         "AWP",
+        "AdvProp",
         "Batch",
         "EMA",
+        "EnsembleTraining",
         "FGSMTraining",
         "FastFGSM",
         "Free",
+        "GeneratorTraining",
         "GradAlign",
         "MART",
         "Mixed",
@@ -110,7 +118,9 @@ _HOMES = {
         "SWA",
         "Standard",
         "TRADES",
+        "TRADESYOPO",
         "YOPO",
+        "recalibrate",
     ],
     "sparring.transfer": ["TransferMatrix", "transfer_matrix"],
     "sparring.transforms": ["rotated"],

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparring.attacks.sign import need_finite, need_norm
 from sparring.borrow import Borrowed
@@ -60,7 +60,7 @@ class AdvGAN(LearnedAttack):
         assert self.generator is not None
         _check_images(rows.original, self.generator.channels)
         with torch.no_grad():
-            candidate = _changed(self.generator.to(rows.original.device), rows.original, rows.threat)
+            candidate = changed(self.generator.to(rows.original.device), rows.original, rows.threat)
         return rows.threat.project(rows.original, candidate)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -81,9 +81,9 @@ def _check_images(x: Tensor, channels: int | None = None) -> None:
         raise ValueError(f"inputs of shape {tuple(x.shape[1:])}: AdvGAN takes images ({channels or 'C'}, H, W)")
 
 
-def _changed(generator: Generator, x: Tensor, threat: Threat) -> Tensor:
+def changed(generator: nn.Module, x: Tensor, threat: Threat) -> Tensor:
     """x (B, C, H, W) moved inside the ball, the box not yet seen to; in the generator's dtype or the inputs', the wider."""
-    weight = generator.last.weight
+    weight = next(generator.parameters())
     low, high = threat.bounds or (0.0, 1.0)
     direction = generator((x.to(weight.dtype) - low) * (2 / (high - low)) - 1)
     if threat.mask is not None:
@@ -116,7 +116,7 @@ class _Training:
         for group in self.adam.param_groups:
             group["lr"] = self.attack.lr * cosine(number, steps)
         with torch.enable_grad():
-            candidate = _changed(self.generator, rows.original, rows.threat)
+            candidate = changed(self.generator, rows.original, rows.threat)
             x = rows.threat.project(rows.original, candidate.detach())
             force = pull(model, rows, x, self.softness).to(candidate.dtype)
             force = force / len(rows)

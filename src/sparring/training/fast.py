@@ -16,7 +16,6 @@ from sparring.borrow import Borrowed
 from sparring.noise import Noise
 from sparring.objective import check_label_range, cross_entropy
 from sparring.threat import Threat
-from sparring.training.crafting import craft
 from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat
 from sparring.training.supervised import AdversarialTraining
 
@@ -58,8 +57,7 @@ class FastFGSM(AdversarialTraining):
         self.attack = PGD(self.threat, 1, size)
 
     def examples(self, model: nn.Module, batch: Batch) -> Tensor:
-        with self.crafting(model, batch) as borrowed:
-            return craft(self.attack, borrowed, batch.x, batch.y, indices=batch.indices, seed=self.draw_seed(batch))
+        return self.crafted(model, batch, self.attack)
 
 
 @dataclass(eq=False)

@@ -27,6 +27,7 @@ from sparring.borrow import Borrowed, borrow
 from sparring.objective import check_label_range
 from sparring.threat import Threat
 from sparring.training.batchnorm import Statistics, safe_buffers
+from sparring.training.crafting import craft
 
 if TYPE_CHECKING:
     from sparring.training.parts import Part
@@ -271,6 +272,12 @@ class Strategy:
                 yield
         finally:
             self._aside = False
+
+    def crafted(self, model: nn.Module, batch: Batch, attack: Attack, start: Tensor | None = None) -> Tensor:
+        """What the attack makes of these samples, (B, *S); start: (B, *S) where it begins, if not where it would itself."""
+        seed = self.draw_seed(batch)
+        with self.crafting(model, batch) as borrowed:
+            return craft(attack, borrowed, batch.x, batch.y, indices=batch.indices, seed=seed, start=start)
 
     def precision(self, x: Tensor) -> AbstractContextManager[Any]:
         """Autocast, where a loop trains in mixed precision."""

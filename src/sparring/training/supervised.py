@@ -15,7 +15,6 @@ from sparring.attacks.pgd import PGD
 from sparring.attacks.sign import FGSM, default_step
 from sparring.noise import Noise
 from sparring.threat import Threat, per_sample
-from sparring.training.crafting import craft
 from sparring.training.kept import Kept
 from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat
 
@@ -110,6 +109,13 @@ class AdversarialTraining(Strategy):
         return total / weights
 
 
+def check_attack(name: str, attack: Attack) -> None:
+    """One line for what can't craft training examples."""
+    if not isinstance(attack, Attack):
+        raise TypeError(f"{name}(attack={attack!r}): expected an attack such as sp.FGSM(sp.Linf(0.1))")
+    check_threat(name, attack.threat)
+
+
 def first(batch: Batch, count: int) -> Batch:
     """The first so many samples."""
     assert batch.indices is not None
@@ -129,13 +135,10 @@ class Mixed(AdversarialTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.attack, Attack):
-            raise TypeError(f"{self.name}(attack={self.attack!r}): expected an attack such as sp.FGSM(sp.Linf(0.1))")
-        check_threat(self.name, self.attack.threat)
+        check_attack(self.name, self.attack)
 
     def examples(self, model: nn.Module, batch: Batch) -> Tensor:
-        with self.crafting(model, batch) as borrowed:
-            return craft(self.attack, borrowed, batch.x, batch.y, indices=batch.indices, seed=self.draw_seed(batch))
+        return self.crafted(model, batch, self.attack)
 
 
 @dataclass(eq=False)
@@ -154,8 +157,7 @@ class FGSMTraining(AdversarialTraining):
         self.attack = FGSM(self.threat)
 
     def examples(self, model: nn.Module, batch: Batch) -> Tensor:
-        with self.crafting(model, batch) as borrowed:
-            return craft(self.attack, borrowed, batch.x, batch.y, indices=batch.indices, seed=self.draw_seed(batch))
+        return self.crafted(model, batch, self.attack)
 
 
 @dataclass(eq=False)
@@ -221,15 +223,14 @@ class PGDTraining(AdversarialTraining):
         steps = self.steps_at(batch.step)
         if steps == 0:
             return None
-        attack, seed = self.attack(steps), self.draw_seed(batch)
+        attack = self.attack(steps)
         start = self.kept.start(batch.x, batch.indices) if self.keep else None
         if start is not None and not bool((known := self.kept.knows(batch.indices)).all()):
-            fresh = attack.threat.random(batch.x, Noise(seed, batch.indices), "start", 0)
+            fresh = attack.threat.random(batch.x, Noise(self.draw_seed(batch), batch.indices), "start", 0)
             start = torch.where(
                 per_sample(known.to(batch.x.device), start), start, fresh if self.random_start else batch.x
             )
-        with self.crafting(model, batch) as borrowed:
-            made = craft(attack, borrowed, batch.x, batch.y, indices=batch.indices, seed=seed, start=start)
+        made = self.crafted(model, batch, attack, start)
         if self.keep:
             self.kept.put(batch.indices, made - batch.x)
         return made

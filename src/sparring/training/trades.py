@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from sparring.attacks.pgd import PGD
 from sparring.noise import Noise
 from sparring.threat import Threat
-from sparring.training.crafting import craft
 from sparring.training.fast import check_positive
 from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat
 
@@ -29,6 +28,11 @@ def divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
     """KL(p(x) ‖ p(x′)) of logits (B, C), with the gradient of both. (B,)"""
     p, q = clean.log_softmax(1), adversarial.log_softmax(1)
     return (p.exp() * (p - q)).sum(1)
+
+
+def trades_loss(clean: Tensor, adversarial: Tensor, y: Tensor, beta: float, smoothing: float) -> Tensor:
+    """CE(f(x), y) + β · KL(f(x) ‖ f(x′)), a scalar, of logits (B, C)."""
+    return F.cross_entropy(clean, y, label_smoothing=smoothing) + beta * divergence(clean, adversarial).mean()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -81,8 +85,7 @@ class TRADES(Agreeing):
         return from_beside(self, self.attack, model, batch)
 
     def value(self, clean: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
-        learned = F.cross_entropy(clean, y, label_smoothing=self.label_smoothing)
-        return learned + self.beta * divergence(clean, adversarial).mean()
+        return trades_loss(clean, adversarial, y, self.beta, self.label_smoothing)
 
 
 @dataclass(eq=False)
@@ -121,7 +124,5 @@ class MART(Agreeing):
 def from_beside(strategy: Strategy, attack: PGD, model: nn.Module, batch: Batch) -> Tensor:
     """What the attack makes of the batch when it starts beside each sample."""
     assert batch.indices is not None
-    seed = strategy.draw_seed(batch)
-    start = beside(attack.threat, batch.x, Noise(seed, batch.indices))
-    with strategy.crafting(model, batch) as borrowed:
-        return craft(attack, borrowed, batch.x, batch.y, indices=batch.indices, seed=seed, start=start)
+    start = beside(attack.threat, batch.x, Noise(strategy.draw_seed(batch), batch.indices))
+    return strategy.crafted(model, batch, attack, start)
