@@ -51,7 +51,7 @@ class Costate:
 
     def __init__(self) -> None:
         self.output: Tensor | None = None
-        self._gradient: Tensor | None = None
+        self.gradients: list[Tensor] = []  # filled by a hook on the output, which must not hold what holds the output
 
     @property
     def reached(self) -> Tensor:
@@ -60,16 +60,13 @@ class Costate:
             raise RuntimeError(SILENT)
         return self.output
 
-    def keep(self, gradient: Tensor) -> None:
-        self._gradient = gradient.detach()
-
     def p(self, scale: Tensor) -> Tensor:
         """The co-state, freed from what the loop scaled the loss with."""
-        if self._gradient is None:
+        if not self.gradients:
             raise RuntimeError(
                 "the loss went backward without reaching the first layer: is part of the model detached?"
             )
-        return self._gradient / scale
+        return self.gradients[-1] / scale
 
 
 class First:
@@ -81,9 +78,7 @@ class First:
 
     def __init__(self, model: nn.Module, layer: nn.Module) -> None:
         self.model, self.layer = model, layer
-        self._bare: nn.Module = getattr(
-            model, "_orig_mod", model
-        )  # a forward that is broken off is not worth compiling
+        self._bare: nn.Module = getattr(model, "_orig_mod", model)  # what is broken off is not worth compiling
         self._action: Action | None = None
         if self._bare is not model:
             layer.register_forward_hook(self._hook)
@@ -133,7 +128,7 @@ class First:
                 )
             costate.output = output
             behind = output.detach().requires_grad_(True) if cut else output
-            behind.register_hook(costate.keep)  # type: ignore[no-untyped-call]
+            behind.register_hook(costate.gradients.append)  # type: ignore[no-untyped-call]
             return behind
 
         with self._acting(watch):

@@ -73,7 +73,7 @@ class Loss:
         self.compute, self.update, self.owner = compute, update, owner
         self.seen = Seen()
         self._value: Tensor | None = None
-        self._scale: Tensor | None = None
+        self._scale: list[Tensor] = []  # a list, because a hook that held the loss itself would keep its graph alive
 
     @property
     def value(self) -> Tensor:
@@ -81,19 +81,16 @@ class Loss:
             with torch.enable_grad():
                 self._value = self.compute(self.seen)
             if self._value.requires_grad:
-                self._value.register_hook(self._note)  # type: ignore[no-untyped-call]
+                self._value.register_hook(self._scale.append)  # type: ignore[no-untyped-call]
         return self._value
-
-    def _note(self, gradient: Tensor) -> None:
-        self._scale = gradient.detach()
 
     @property
     def scale(self) -> Tensor:
-        if self._scale is None:
+        if not self._scale:
             raise RuntimeError(
                 "the loop asked for the next loss without loss.value.backward(): a strategy needs the gradients of each"
             )
-        return self._scale
+        return self._scale[-1]
 
 
 @dataclass
