@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sparring.training.drift import Buffers, Drift
 
 POLICIES = ("auto", "train", "eval", "batch", "split")
+BRANCHES = ("clean", "adversarial")
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 EVERY = 8  # forwards between two looks at the drift: on a GPU a look waits for it
@@ -145,7 +146,7 @@ class Statistics:
     def branch(self, model: nn.Module, name: str) -> Iterator[None]:
         """The model with the running statistics of this branch, "clean" (its own) or "adversarial": to learn, to evaluate,
         or to save, since its `state_dict` holds them too. Only with "split"; before the first batch they are the same."""
-        if name not in ("clean", "adversarial"):
+        if name not in BRANCHES:
             raise ValueError(f"branch={name!r}: expected 'clean' or 'adversarial'")
         if self.policy != "split":
             raise ValueError(f"bn={self.policy!r} has one set of statistics: a strategy with bn='split' has branches")
