@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from sparring.training import Mixed as Mixed
     from sparring.training import PGDTraining as PGDTraining
     from sparring.training import Standard as Standard
+    from sparring.training import fit as fit
     from sparring.training import recalibrate as recalibrate
     from sparring.transfer import TransferMatrix as TransferMatrix
     from sparring.transfer import transfer_matrix as transfer_matrix
@@ -120,6 +121,7 @@ _HOMES = {
         "TRADES",
         "TRADESYOPO",
         "YOPO",
+        "fit",
         "recalibrate",
     ],
     "sparring.transfer": ["TransferMatrix", "transfer_matrix"],

@@ -13,6 +13,8 @@ REACH = 4
 
 def mirror_and_shift(x: Tensor, indices: Tensor, seed: int, reach: int = REACH) -> Tensor:
     """Each image of x (B, C, H, W) mirrored with probability 1/2, and shifted by up to `reach` pixels, zeros moving in."""
+    if x.ndim != 4:
+        raise ValueError(f"augment='mirror-shift' moves images (B, C, H, W), and x is {tuple(x.shape)}")
     count, channels, height, width = x.shape
     noise = Noise(seed, indices)
     mirrored = noise.below(2, (1,), "mirror").to(x.device) == 1

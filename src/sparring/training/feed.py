@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
     TensorDataset,
-    default_collate,
 )
 from torch.utils.data.distributed import DistributedSampler
 
@@ -201,5 +200,13 @@ def _chunk(items: Any, numbers: Tensor) -> Chunk:
     return Chunk(items[0], torch.as_tensor(items[1]).long(), numbers)
 
 
-Collate = Callable[[list[Any]], Any]
-__all__ = ["Chunk", "Feed", "default_collate"]
+def groups(chunks: Iterable[Chunk], size: int) -> Iterator[list[Chunk]]:
+    """So many at a time; fewer at the end."""
+    group: list[Chunk] = []
+    for chunk in chunks:
+        group.append(chunk)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

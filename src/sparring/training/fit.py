@@ -101,7 +101,8 @@ def fit(
     loggers: Sequence[str] | None = None,
     time_limit: float | None = None,
 ) -> FitResult:
-    """Trains `model` in place with `strategy`; afterwards it holds the last weights, and the result the best ones.
+    """Trains `model` in place with `strategy`; afterwards it holds the last weights (the averaged ones, where the strategy has
+    an average round it), and the result the best ones.
 
     model: maps float inputs (B, *S) to logits (B, C). One whose root is in eval mode is switched to train mode; one in train
     mode is taken as it stands, so a frozen BatchNorm stays frozen. Frozen parameters do not learn. Modes,
@@ -195,6 +196,8 @@ def fit(
             run.note(said)
         finished = run.go()
         limits.ask_on()
+        if finished:
+            model.load_state_dict(run.weights())
     return FitResult(
         tuple(run.history), run.best, run.best_weights, run.strategy, finished,
         tuple(note["text"] for note in run.notes), None if folder is None else folder.path,

@@ -101,7 +101,7 @@ class Folder:
             assert run.best_weights is not None
             checkpoint.write_weights(self.path / checkpoint.BEST, run.best_weights)
         if run.epoch != epochs:
-            checkpoint.write_weights(self.path / checkpoint.LAST, run.last())
+            checkpoint.write_weights(self.path / checkpoint.LAST, run.weights())
             self._log(run)
         callbacks = [state() if (state := getattr(each, "state_dict", None)) else None for each in run.callbacks]
         checkpoint.write_state(

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+SPARE = 50  # saving takes up at most one part in so many of the time
+
 
 @dataclass
 class Limits:
@@ -37,8 +39,8 @@ class Limits:
         return self.save_every is not None and time.monotonic() >= self._next
 
     def saved(self, took: float) -> None:
-        """A save took so many seconds: the next comes so late that all of them take up a fiftieth of the time at most."""
-        self._next = time.monotonic() + max(self.save_every or 0.0, 50 * took)
+        """A save took so many seconds: how late the next one comes."""
+        self._next = time.monotonic() + max(self.save_every or 0.0, SPARE * took)
 
     @contextmanager
     def listening(self) -> Iterator[None]:

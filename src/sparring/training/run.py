@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sparring.training.averaging import Average
 from sparring.training.checkpoint import weights
-from sparring.training.feed import Chunk, Feed
+from sparring.training.feed import Chunk, Feed, groups
 from sparring.training.history import Epoch, Progress
 from sparring.training.ledger import Ledger, NotFinite, Tally
 from sparring.training.limits import Limits
@@ -133,14 +135,22 @@ class Run:
         parts = [part.state_dict() for part in self.strategy.parts]
         return dict(_copied({"model": self.model.state_dict(), "optimizers": optimizers, "parts": parts}))
 
-    def last(self) -> dict[str, Tensor]:
-        """The model's weights as they are now."""
-        return weights(self.model)
+    @contextmanager
+    def deployed(self) -> Iterator[None]:
+        """The model with the weights that it will be used with: averaged ones, where the strategy has a part that averages."""
+        averages = [part for part in self.strategy.parts if isinstance(part, Average)]
+        with averages[-1].applied(self.model) if averages else nullcontext():
+            yield
+
+    def weights(self) -> dict[str, Tensor]:
+        """What the model will be used with, on the CPU."""
+        with self.deployed():
+            return weights(self.model)
 
     def _learn(self) -> bool:
         """The rest of this epoch; False where it was stopped on the way."""
         order = self.feed.order(self.epoch)
-        for group in _groups(self.feed.batches(self.epoch, order[self.position :]), self.accumulate):
+        for group in groups(self.feed.batches(self.epoch, order[self.position :]), self.accumulate):
             done = self.epoch + (self.position + len(group) / 2) / len(order)
             self.rates.set(done / self.epochs)
             samples = sum(len(chunk.indices) for chunk in group)
@@ -252,7 +262,7 @@ class Run:
             row = self._validated(row)
         self.history.append(row)
         if row.score is not None and (self.best is None or row.score > (self.best.score or ())):
-            self.best, self.best_weights = row, weights(self.model)
+            self.best, self.best_weights = row, self.weights()
         self._rolled = False
         for callback in self.callbacks:
             callback.after_epoch(self)
@@ -281,7 +291,8 @@ class Run:
 
         start = time.monotonic()
         try:
-            clean, robust = self.validation(self.model, self.crew, stopped)
+            with self.deployed():
+                clean, robust = self.validation(self.model, self.crew, stopped)
         except KeyboardInterrupt:
             self.keep(self)  # the epoch is learned; the next start begins with its validation
             raise
@@ -296,18 +307,6 @@ class Run:
             seconds=seconds, seconds_left=seconds / done * left if done else None,
             latest=self.history[-1] if self.history else None, note=note,
         )  # fmt: skip
-
-
-def _groups(chunks: Iterable[Chunk], size: int) -> Iterator[list[Chunk]]:
-    """So many at a time; fewer at the end."""
-    group: list[Chunk] = []
-    for chunk in chunks:
-        group.append(chunk)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def _copied(value: Any) -> Any:
