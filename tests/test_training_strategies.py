@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from networks import Counting
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparring as sp
+from networks import Counting
 from sparring.noise import Noise
 from sparring.training import Strategy
 
