@@ -6,13 +6,15 @@ A part of the benchmark (`attacks_minimal.py`, …) is a module with ``contests(
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 TARGET = 0.02  # an attack is exported where no peer is better by more than this part
+STUDENT = (0, 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5%, by degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Row:
     "median queries" or "robust accuracy". ours, peers: the value of our attack, and of each library that has it (library to
     value; inf where an attack failed on half of the samples). passes: forwards + backwards a sample, on average, that ours
     took, and each peer under its library's name. settings: what makes the budget equal, as in ``{"steps": 100}``.
+    seeds: how many the values are means over. spread: half of the 95% interval of each mean, by library; empty for one seed.
     """
 
     attack: str
@@ -36,6 +39,8 @@ class Row:
     passes: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    seeds: int = 1
+    spread: dict[str, float] = field(default_factory=dict)
 
     @property
     def best_peer(self) -> str | None:
@@ -64,6 +69,14 @@ class Row:
         one = self.measure == "robust accuracy" and self.ours - self.peers[self.best_peer] <= 1 / self.samples + 1e-6
         return self.excess <= TARGET + 1e-9 or one
 
+    @property
+    def noise(self) -> bool:
+        """Whether the draws alone may be why ours is above the best peer: the interval of the difference has zero in it."""
+        if self.best_peer is None or not self.spread:
+            return False
+        apart = self.ours - self.peers[self.best_peer]
+        return 0 < apart <= math.hypot(self.spread["sparring"], self.spread[self.best_peer])
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -74,6 +87,22 @@ class Contest:
 
     key: str
     run: Callable[[], Row]
+
+
+def half_width(values: list[float]) -> float:
+    """Half of the 95% interval of the mean of these values, by Student's t; of ten at most."""
+    return STUDENT[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def joined(rows: list[Row]) -> Row:
+    """Rows of one contest under several seeds as one: the means, and how sure they are."""
+    if len(rows) == 1:
+        return rows[0]
+    values = {"sparring": [row.ours for row in rows]}
+    values |= {name: [row.peers[name] for row in rows] for name in rows[0].peers}
+    means = {name: statistics.fmean(each) for name, each in values.items()}
+    spread = {name: half_width(each) for name, each in values.items()}
+    return replace(rows[0], ours=means.pop("sparring"), peers=means, seeds=len(rows), spread=spread)
 
 
 def median(values: list[float]) -> float:

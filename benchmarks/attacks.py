@@ -4,7 +4,7 @@
 
 Each part is a module `attacks_<part>.py` beside this one. With `--json` every row is kept as soon as it is measured, and a
 run that is started again with the same file goes on where it was. The target: no peer is better by more than 2% (of a
-robust accuracy: or by more than one sample).
+robust accuracy: or by more than one sample). With `--seeds` values are means over several, with half of their 95% interval.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from attack_rows import Row
+from attack_rows import Row, joined
 from machine import facts, table
 
 PARTS = ("minimal", "gradient", "queries", "transfer")
@@ -38,12 +38,17 @@ def keep(path: Path | None, document: dict[str, Any]) -> None:
 def shown(row: Row) -> tuple[str, ...]:
     percent = row.measure == "robust accuracy"
 
-    def value(number: float) -> str:
-        return f"{100 * number:.1f}%" if percent else f"{number:.4g}"
+    def value(number: float, name: str) -> str:
+        told = f"{100 * number:.1f}%" if percent else f"{number:.4g}"
+        if name not in row.spread:
+            return told
+        return told + (f" ±{100 * row.spread[name]:.1f}" if percent else f" ±{row.spread[name]:.2g}")
 
     best = row.best_peer
     verdict = {True: "yes", False: "MISSED", None: ""}[row.within]
-    peers = ", ".join(f"{name} {value(number)}" for name, number in sorted(row.peers.items()))
+    if row.within is False and row.noise:
+        verdict += ", by less than the noise"
+    peers = ", ".join(f"{name} {value(number, name)}" for name, number in sorted(row.peers.items()))
     budget = ", ".join(
         f"{name} {number:.3g}" if isinstance(number, float) else f"{number} {name}"
         for name, number in row.settings.items()
@@ -51,7 +56,7 @@ def shown(row: Row) -> tuple[str, ...]:
     passes = " / ".join(f"{row.passes[name]:.0f}" for name in ("sparring", best) if name in row.passes)
     over = "" if row.excess is None else f"{100 * row.excess:+.1f}%" if math.isfinite(row.excess) else "worse"
     who = (row.attack, row.norm, row.network, budget, str(row.samples), row.measure)
-    return (*who, value(row.ours), peers, over, verdict, passes)
+    return (*who, value(row.ours, "sparring"), peers, over, verdict, passes)
 
 
 HEAD = (
@@ -89,6 +94,9 @@ def main() -> int:
     parser.add_argument("--only", metavar="TEXT", default="", help="contests whose key holds this text")
     parser.add_argument("--samples", type=int, default=100, metavar="N", help="test images (default 100)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seeds", type=int, default=1, choices=range(1, 11), metavar="N", help="from --seed on, 1 to 10"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every row there, and go on from it")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
     arguments = parser.parse_args()
@@ -99,15 +107,20 @@ def main() -> int:
         measured = json.loads(arguments.json.read_text())["rows"]
     rows: list[Row] = []
     for part in arguments.parts:
-        for contest in importlib.import_module(f"attacks_{part}").contests(arguments.samples, arguments.seed):
-            if arguments.only not in contest.key:
+        module, seeds = (
+            importlib.import_module(f"attacks_{part}"),
+            range(arguments.seed, arguments.seed + arguments.seeds),
+        )
+        for same in zip(*(module.contests(arguments.samples, seed) for seed in seeds), strict=True):
+            if arguments.only not in same[0].key:
                 continue
-            if contest.key not in measured:
-                row = contest.run()
-                measured[contest.key] = row.to_json()
-                keep(arguments.json, {"machine": machine, "rows": measured})
-                print(" | ".join(shown(row)), flush=True)
-            rows.append(Row(**measured[contest.key]))
+            for contest in same:
+                if contest.key not in measured:
+                    row = contest.run()
+                    measured[contest.key] = row.to_json()
+                    keep(arguments.json, {"machine": machine, "rows": measured})
+                    print(" | ".join(shown(row)), flush=True)
+            rows.append(joined([Row(**measured[contest.key]) for contest in same]))
     write(rows, machine)
     if arguments.markdown is not None:
         partial = arguments.markdown.with_name(arguments.markdown.name + ".part")

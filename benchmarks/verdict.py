@@ -4,7 +4,8 @@
 
 What is counted is counted from outside: passes by a module round the network, and a sample as fooled only where the
 method's example lies in the ball and in the box and the network, asked again, is wrong on it. A random network is asked
-21 times and counts as right where most answers are. Its AutoAttack is the `rand` version (APGD on cross-entropy and DLR with 20
+201 times, whatever the method did to confirm its example, and counts as right where most answers are; how many samples
+the method itself calls robust is told beside it. Its AutoAttack is the `rand` version (APGD on cross-entropy and DLR with 20
 draws a gradient), which its authors made for such networks: the standard one takes a lucky draw for a success.
 
 With --out every row is written as soon as it is there, and what is there is not run again, unless --redo names its
@@ -36,7 +37,7 @@ from networks import NETWORKS, Network
 from peers import PEERS, missing
 from verdict_tables import report
 
-DRAWS = 21
+DRAWS = 201
 EOT = 20  # draws a gradient of the `rand` version
 BATCH = 128
 
@@ -197,6 +198,7 @@ def measure(network: Network, name: str, images: int, device: torch.device, seed
         "clean": int(clean.sum()),
         "robust": robust.nonzero().flatten().tolist(),
         "unshown": int((answer.claimed & clean & ~fooled).sum()),
+        "claimed": int((clean & ~answer.claimed).sum()),
         "forwards": counted.forwards,
         "backwards": counted.backwards,
         "seconds": round(seconds, 3),

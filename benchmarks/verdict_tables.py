@@ -107,6 +107,20 @@ def cost_table(document: dict[str, Any], models: list[str], methods: list[str]) 
     print("\nno passes where fewer than 5% stay robust" + ("; * seconds of two runs" if marked else ""))
 
 
+def random_table(document: dict[str, Any], models: list[str], methods: list[str]) -> None:
+    """What each method calls robust on a random network, and what most of its answers confirm."""
+    images, lines = document["settings"]["images"], []
+    for name in models:
+        rows = document["rows"][name]
+        if NETWORKS[name].random:
+            told = {
+                m: f"{percent(rows[m]['claimed'], images)} → {percent(len(rows[m]['robust']), images)}" for m in rows
+            }
+            lines.append((name, *(told.get(method, "") for method in methods)))
+    if lines:
+        table("Random networks, %: by the method's own word → by most of 201 answers", ("network", *methods), lines)
+
+
 def hard_table(document: dict[str, Any], models: list[str]) -> None:
     """Are the hard networks what they should be? Clean accuracy kept, and PGD-20 far above the truth."""
     images, lines = document["settings"]["images"], []
@@ -150,6 +164,7 @@ def report(document: dict[str, Any], models: list[str], *, curve: bool = False) 
     methods.sort(key=METHODS.index)
     short = verdict_table(document, models, methods)
     cost_table(document, models, methods)
+    random_table(document, models, methods)
     hard_table(document, models)
     if curve:
         curve_table(document, models)

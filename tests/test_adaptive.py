@@ -317,6 +317,8 @@ def test_a_random_model_is_not_searched_and_its_examples_fool_most_of_the_time(t
     assert first["backwards"] == 10 * first["attacked"]  # every step, though many fool by luck before the last
     assert last["name"] == "MarginAscent"
     assert last["attacked"] >= result.robust_accuracy.count  # everybody who stands met every ascent
+    assert last["backwards"] == 60 * last["attacked"]  # a climb long enough for its momentum to average over draws
+    assert last["settings"]["decay"] == 0.95
     examples = {index: torch.as_tensor(example)[None] for index, _, example in result.examples}
     assert len(examples) > 10
     torch.manual_seed(1)
@@ -325,6 +327,12 @@ def test_a_random_model_is_not_searched_and_its_examples_fool_most_of_the_time(t
     assert sum(times > 50 for times in often.values()) > 0.7 * len(often)  # with one look it would be half of them
     assert Plan.from_json(json.loads((tmp_path / "out" / "plan.json").read_text())["plan"]) == plan
     assert result.document["passes"]["forwards"] > sum(row["forwards"] for row in result.attacks) + 9 * len(examples)
+
+
+def test_the_last_search_begins_anew() -> None:
+    """On fashion-quantised a fresh start finds in a thousand queries what two searches from the best point so far miss."""
+    searches = [step.attack for step in adaptive.steps(sp.Linf(0.1)) if isinstance(step.attack, sp.Square)]
+    assert [search.start for search in searches] == ["given", "given", "given", "stripes"]
 
 
 def test_a_few_examples_that_do_not_hold_make_no_random_model() -> None:

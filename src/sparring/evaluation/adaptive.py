@@ -71,7 +71,7 @@ def steps(threat: Threat) -> list[Step]:
         Step(climb, gate(14.0, 0.4, 0.005)),
         Step(Square(threat, queries=2000, p_init=0.5, start="given"), gate(14.0, 0.4)),
         Step(climb, gate(5.0, 0.15)),
-        Step(Square(threat, queries=3000, start="given"), gate(5.0, 0.15)),
+        Step(Square(threat, queries=3000), gate(5.0, 0.15)),  # anew: the others are stuck
         Step(climb, gate(5.0, 0.15)),
     ]
     return ascent + search

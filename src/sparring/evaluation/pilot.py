@@ -21,7 +21,7 @@ from sparring.evaluation.adaptive import Step
 from sparring.evaluation.files import replacing
 
 LEAST, MOST = 32, 128  # samples of a pilot: a fiftieth of them all
-LOOKS = 25  # at an example for a random model
+LOOKS = 25  # at an example for a random model, at least
 NEVER = -1.0  # a gate for nobody
 
 
@@ -34,7 +34,7 @@ class Plan:
     how much closer to failure each attack brought them, on average. fooled: how many each attack fooled.
     random: the model answers differently when asked again. Then no search is worth its queries (it keeps what was luck),
     everybody goes on to every ascent, which takes all its steps (over which the draws average) and returns the last, and
-    an example counts if it fools in most of `looks`.
+    an example counts if it fools in most of `looks`, and of up to eight times as many where those leave it open.
     raised: the closeness up to which samples are searched because of gains that only masked gradients explain; 0 without.
     forwards, backwards: what the pilot cost.
     """

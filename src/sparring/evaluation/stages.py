@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sparring.attacks import Adversarial, Attack, GradientAttack
+from sparring.attacks import Adversarial, Attack, GradientAttack, MarginAscent
 from sparring.attacks.inputs import with_logits
 from sparring.borrow import INDEX, Borrowed
 from sparring.evaluation.cascade import name_of, settings_of
@@ -52,6 +52,17 @@ def fresh(rows: Rows) -> Rows:
     )  # fmt: skip
 
 
+def patient(attack: GradientAttack) -> GradientAttack:
+    """The attack for a model that answers at random: one that averages over draws, and returns where that has led.
+
+    Its momentum runs over twenty gradients, and a climb away from the label takes long enough for it to pay.
+    """
+    attack = replace(attack, keep="last")
+    if not isinstance(attack, MarginAscent):
+        return attack
+    return replace(attack, decay=0.95, steps=max(attack.steps, 60) if attack.rivals is None else attack.steps)
+
+
 def make_stage(attack: Any, model: Borrowed, capacity: int, seed: int, *, random: bool = False) -> Stage:
     """random: the model is. Where an iterate fooled once is luck then, and ascents take all their steps."""
     if isinstance(attack, Attack):
@@ -66,7 +77,7 @@ class OwnStage:
         self.attack, self.model, self.capacity, self.seed = attack, model, capacity, seed
         stop = attack.stop_when_fooled
         if random and isinstance(attack, GradientAttack):
-            stop, attack = False, replace(attack, keep="last")
+            stop, attack = False, patient(attack)
         self.pool = attack.pool(model, seed=seed, capacity=capacity, stop_when_fooled=stop, goal=False)
         self.name, self.settings, self.seconds = attack.name, attack.settings(), 0.0
         self.queue: Rows | None = None

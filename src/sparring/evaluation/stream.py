@@ -15,7 +15,7 @@ from sparring.attacks.inputs import check_inputs, check_label_range, check_label
 from sparring.borrow import Borrowed, looks_like_probabilities
 from sparring.evaluation import cascade
 from sparring.evaluation.checkup import Chosen
-from sparring.evaluation.confirm import vote
+from sparring.evaluation.confirm import ROUNDS, vote
 from sparring.evaluation.nearest import Found, draw_back, smallest_norm
 from sparring.evaluation.pilot import Gains, Plan
 from sparring.evaluation.placing import to_device
@@ -153,7 +153,7 @@ class Stream:
             return
         here = rows.to(x.device)
         x, y, context = x[here], y[here], {name: part[here] for name, part in context.items()}
-        logits, _ = vote(self.model, x, y, context, self.looks)
+        logits, _, asked = vote(self.model, x, y, context, self.looks, ROUNDS)
         check_label_range(y, logits.shape[1])
         prediction, index = predict(logits), batch.index[rows]
         if bool((prediction < 0).any()):
@@ -165,7 +165,7 @@ class Stream:
         correct = prediction == y
         threat = self._threat_of(batch.position[rows], x)
         places = torch.tensor([self.records.add(i) for i in index.tolist()])
-        self._enter(places, [prints[i] for i in new], logits, y, correct)
+        self._enter(places, [prints[i] for i in new], logits, y, asked)
         right = correct.cpu()
         for place in places[~right].tolist():
             self._finish(place)
@@ -202,16 +202,16 @@ class Stream:
             raise type(error)(f"samples {int(batch.index[0])} to {int(batch.index[-1])}: {error}") from None
         return x, y, self.model.keyed(context, batch.index.to(x.device))
 
-    def _enter(self, places: Tensor, prints: list[int], logits: Tensor, y: Tensor, correct: Tensor) -> None:
-        """Write down what the clean logits say."""
-        table, at = self.records.table, places.numpy()
+    def _enter(self, places: Tensor, prints: list[int], logits: Tensor, y: Tensor, asked: Tensor) -> None:
+        """Write down what the clean logits say, and how often each sample was asked for."""
+        table, at, correct = self.records.table, places.numpy(), predict(logits) == y
         self.correct += int(correct.sum())
         columns = {"label": y, "clean_prediction": predict(logits), "correct": correct, "robust": correct}
         columns |= {"clean_confidence": logits.float().softmax(1).amax(1)}
         for name, values in columns.items():
             table[name][at] = values.cpu().numpy()
         table["digest"][at], table["probabilities"][at] = prints, looks_like_probabilities(logits)
-        table["forwards"][at], table["state"][at] = self.looks * self.model.cost, STARTED
+        table["forwards"][at], table["state"][at] = self.model.cost * asked.numpy(), STARTED
 
     def _threat_of(self, position: Tensor, x: Tensor) -> Threat:
         """The threat of these samples: eps or a mask with one value per sample is looked up by position in the data."""
@@ -280,10 +280,10 @@ class Stream:
         if (waiting := self.fallen[number]) is None:
             return
         rows, self.fallen[number] = waiting.split(self.batch_size)
-        logits, wrong = vote(self.model, rows.best, rows.y, rows.context, self.looks)
+        logits, wrong, asked = vote(self.model, rows.best, rows.y, rows.context, self.looks, ROUNDS)
         prediction, sure = predict(logits), wrong.cpu()
         table, places = self.records.table, rows.ticket.numpy()
-        table["forwards"][places] += self.looks * self.model.cost
+        table["forwards"][places] += self.model.cost * asked.numpy()
         table["unconfirmed"][places] += (~sure).numpy()
         if self.gains is not None:
             self.gains.ask(sure)
