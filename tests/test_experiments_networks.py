@@ -15,7 +15,7 @@ from sparring import data
 from sparring.experiments import fgsm, linear, networks
 from sparring.experiments.measure import craft, errors
 from sparring.experiments.networks import Recipe, trained
-from sparring.training import train
+from sparring.training import Mixed, fit
 
 
 class Hill(nn.Module):
@@ -102,9 +102,9 @@ def test_a_network_is_trained_once(
 
     def counted(*args: object, **settings: object) -> object:
         calls.append(settings)
-        return train(*args, **settings)
+        return fit(*args, **settings)
 
-    monkeypatch.setattr(networks, "train", counted)
+    monkeypatch.setattr(networks, "fit", counted)
     model, settings = trained(TINY, x, y, 10)
     again, _ = trained(TINY, x, y, 10)
     assert len(calls) == 1
@@ -125,11 +125,13 @@ def test_a_network_is_trained_once(
 
 
 def test_fgsm_training_crafts_with_fgsm(small: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {}
-    monkeypatch.setattr(networks, "train", lambda *args, **settings: given.update(settings))
+    given: list[object] = []
+    monkeypatch.setattr(networks, "fit", lambda *args, **settings: given.extend(args))
     trained(networks.fgsm_trained(networks.MAXOUT, 0.25), *small, 10)
-    assert isinstance(given["attack"], sp.FGSM)
-    assert (given["attack"].threat.eps, given["attack"].keep) == (0.25, "last")
+    strategy = given[2]
+    assert isinstance(strategy, Mixed)
+    assert isinstance(strategy.attack, sp.FGSM)
+    assert (strategy.attack.threat.eps, strategy.attack.keep, strategy.alpha) == (0.25, "last", 0.5)
 
 
 def test_fgsm_from_end_to_end(small: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomS
 
 import sparring as sp
 from sparring import zoo
-from sparring.training import EMA, FastFGSM, Loss, Mixed, PGDTraining, Standard, Strategy, fit
+from sparring.training import EMA, FastFGSM, Loss, MaxNorm, Mixed, PGDTraining, Standard, Strategy, fit
 from sparring.training.feed import Feed
 
 THREAT = sp.Linf(0.3, bounds=None)
@@ -441,3 +441,29 @@ def test_bad_input_gets_one_line(settings: dict[str, Any], message: str) -> None
     assert "\n" not in str(raised.value)
     assert same(before, state(model))
     assert model.training
+
+
+def test_norms_stay_below_the_limit() -> None:
+    model, free = network(), network()
+    fit(model, problem(), Standard(), epochs=3, lr=0.5, callbacks=[MaxNorm(0.4)], validation=False)
+    assert all(layer.weight.norm(dim=1).max() <= 0.4 + 1e-6 for layer in (model[0], model[-1]))
+    fit(free, problem(), Standard(), epochs=3, lr=0.5, validation=False)
+    assert free[0].weight.norm(dim=1).max() > 0.4
+
+
+def test_adversarial_training_gives_up_the_feature_that_does_not_hold() -> None:
+    """One feature holds under eps, twenty are better together but smaller than eps (Tsipras et al., 2019)."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 2, (1500,), generator=generator)
+    sign = (2.0 * y - 1)[:, None]
+    strong = sign * torch.where(torch.rand(1500, 1, generator=generator) < 0.9, 1.0, -1.0)
+    x = torch.cat([strong, sign * 0.3 + 0.5 * torch.randn(1500, 20, generator=generator)], 1)
+    attack = sp.FGSM(sp.Linf(0.5, bounds=None))
+    held = []
+    for strategy in (Standard(), Mixed(attack, alpha=0)):
+        model = nn.Linear(21, 2)
+        nn.init.zeros_(model.weight)
+        fit(model, (x, y), strategy, epochs=15, batch_size=100, optimizer="adam", lr=0.05, validation=False)
+        held.append(1 - attack(model, x, y).success.float().mean().item())
+    assert held[0] < 0.3
+    assert held[1] > 0.8

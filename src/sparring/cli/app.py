@@ -26,12 +26,13 @@ DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 EPILOGUE = "Exit codes: 0 done; 1 ran, but the check failed; 2 bad input; 130 stopped with Ctrl-C."
 
 COMMANDS = {
-    "demo": ("sparring.cli.demo:demo", "Train, evaluate and attack: from nothing to a report in about two minutes."),
+    "demo": ("sparring.cli.demo:demo", "Train, evaluate and attack: from nothing to a report in about three minutes."),
     "evaluate": ("sparring.cli.evaluate:evaluate", "How often does the model withstand attack? Writes a report."),
     "attack": ("sparring.cli.attack:attack", "Attack photographs: the 8-bit PNG, and what the model sees."),
     "verify": ("sparring.cli.verify:verify", "Re-check the claim of a result folder; fails on any lie."),
     "merge": ("sparring.cli.merge:merge", "Make one result out of the shards of an evaluation."),
     "compare": ("sparring.cli.compare:compare", "Two results, sample against sample: is the difference chance?"),
+    "doctor": ("sparring.cli.doctor:doctor", "What is wrong with a network, or with its training?"),
     "transfer": ("sparring.cli.transfer:transfer", "Which examples made on one model fool another?"),
     "descent": ("sparring.cli.experiments:descent", "Watch gradient descent find the minimum of x squared + 2."),
     "optimizers": ("sparring.cli.experiments:optimizers", "SGD, RMSprop and Adam attack the same photograph."),

@@ -1,4 +1,4 @@
-"""``sparring demo``: from nothing to a report and an attacked photograph."""
+"""``sparring demo``: two networks, one trained to hold, their reports, and an attacked photograph."""
 
 # No `from __future__ import annotations`: cyclopts reads the annotations of inherited fields as they stand.
 
@@ -13,11 +13,18 @@ from cyclopts import Parameter
 
 from sparring.cli import models
 from sparring.cli.app import Outcome, Stopped
-from sparring.cli.console import heading, note, say, stage
+from sparring.cli.console import heading, note, say, stage, table
 from sparring.cli.settings import RUN, SeedSettings
 from sparring.cli.values import Number
 
 NETWORK, DATA, TARGET = "small-cnn", "fashion-mnist:bundled", "leopard"
+
+
+def robust_recipe(eps: str) -> Any:
+    """The strategy of the network that is to hold: what robustness costs least by (docs/strategies.md)."""
+    from sparring import FastFGSM, Linf
+
+    return FastFGSM(Linf(eps))
 
 
 @Parameter(name="*")
@@ -39,25 +46,46 @@ _DEMO = DemoSettings()
 
 
 def demo(settings: DemoSettings = _DEMO) -> Outcome:
-    """Train a small network, evaluate it, attack a photograph on an ImageNet network: about two minutes."""
+    """Train two small networks, one robustly, evaluate both, attack a photograph on an ImageNet network: about three minutes."""
+    from sparring import Standard
+
     start = time.monotonic()
-    heading("1/3", "Train a small network on 10,000 images of clothes")
-    model, weights = train(settings)
-    heading("2/3", f"Attack {settings.samples:,} test images: how many withstand?")
-    result = evaluate(settings, model, weights)
-    heading("3/3", "Attack a photograph on an ImageNet network")
+    networks, results = {}, {}
+    recipes = {"ordinary": (Standard(), "evaluation"), "robust": (robust_recipe(settings.eps), "evaluation-robust")}
+    for number, (name, (strategy, _)) in enumerate(recipes.items(), 1):
+        heading(
+            f"{number}/5",
+            f"Train {'a small' if number == 1 else 'a second, ' + name} network on 10,000 images of clothes",
+        )
+        networks[name] = train(settings, strategy, NETWORK if number == 1 else f"{NETWORK}-{name}")
+    for number, (name, (_, folder)) in enumerate(recipes.items(), 3):
+        heading(f"{number}/5", f"Attack {settings.samples:,} test images on the {name} network: how many withstand?")
+        results[name] = evaluate(settings, *networks[name], settings.out / folder)
+    heading("5/5", "Attack a photograph on an ImageNet network")
     photograph = attack(settings)
-    folder = settings.out / "evaluation"
     say("")
+    say(f"Both networks side by side, under changes up to {settings.eps}", style="bold")
+    table([_row(name, recipes[name][0].name, networks[name][2], outcome.document) for name, outcome in results.items()])
     say(f"Done in {time.monotonic() - start:.0f} s. Now look at", style="bold")
-    say(f"  {folder / 'report.html'}  the report, in any browser")
+    for name, (_, folder) in recipes.items():
+        say(f"  {settings.out / folder / 'report.html'}  the report of the {name} network, in any browser")
     if photograph is not None:
         say(f"  {photograph['triptych']}  the photograph before and after")
     say("and try", style="bold")
     program = _program()
-    say(f"  {program} verify {folder}")
+    say(f"  {program} verify {settings.out / 'evaluation'}")
+    say(f"  {program} train --strategy yopo --model your_package.nets:make --data ./images --eps 8/255")
     say(f"  {program} evaluate --model your_package.nets:make --weights net.safetensors --data ./images --eps 8/255")
-    return Outcome({"evaluation": result.document, "photograph": photograph, "folder": str(settings.out)})
+    documents = {"evaluation": results["ordinary"].document, "robust": results["robust"].document}
+    return Outcome({**documents, "photograph": photograph, "folder": str(settings.out)})
+
+
+def _row(name: str, strategy: str, seconds: float, document: dict[str, Any]) -> dict[str, Any]:
+    clean, robust = (f"{document[key]['value']:.1%}" for key in ("clean_accuracy", "robust_accuracy"))
+    return {
+        "network": name, "trained with": strategy, "training": f"{seconds:.0f} s", "clean accuracy": clean,
+        "robust accuracy, at most": robust,
+    }  # fmt: skip
 
 
 def _program() -> str:
@@ -66,45 +94,39 @@ def _program() -> str:
     return str(started) if started.name == "sparring" and shutil.which("sparring") is None else "sparring"
 
 
-def train(settings: DemoSettings) -> tuple[Any, Path]:
-    """The trained network in eval mode, and the file of its weights."""
-    import os
-
-    from safetensors.torch import save_file
-
-    from sparring import data, zoo
-    from sparring.training import train as fit
+def train(settings: DemoSettings, strategy: Any, name: str) -> tuple[Any, Path, float]:
+    """The trained network in eval mode, the file of its weights, and the seconds that it took."""
+    from sparring import data, fit, zoo
+    from sparring.training.checkpoint import weights, write_weights
 
     images = data.open(DATA, split="train")
     model = zoo.build(NETWORK, seed=settings.seed)
     device = models.pick_device(settings.device)
     with stage("training") as progress:
-        history = fit(
-            model, images, epochs=settings.epochs, lr=2e-3, seed=settings.seed, progress=progress, device=device
-        )
-    last = history.epochs[-1]
-    seconds = sum(epoch.seconds for epoch in history.epochs)
+        result = fit(
+            model, images, strategy, validation=False, epochs=settings.epochs, optimizer="adam", lr=2e-3,
+            seed=settings.seed, progress=lambda now: progress(now.text, now.fraction), device=device,
+        )  # fmt: skip
+    last = result.history[-1]
+    seconds = sum(epoch.seconds for epoch in result.history)
+    right = [f"{value:.1%} right on {what}" for value, what in (
+        (last.accuracy, "its training images"), (last.robust_accuracy, "adversarial examples of them"),
+    ) if value is not None]  # fmt: skip
     parameters = sum(p.numel() for p in model.parameters())
     say(
-        f"{NETWORK}, {parameters:,} parameters: {last.accuracy:.1%} right on its training images after "
-        f"{settings.epochs} epochs, {seconds:.0f} s"
+        f"{NETWORK}, {parameters:,} parameters, {strategy.name}: {' and '.join(right)} after {settings.epochs} epochs, "
+        f"{seconds:.0f} s"
     )
-    settings.out.mkdir(parents=True, exist_ok=True)
-    path, partial = settings.out / f"{NETWORK}.safetensors", settings.out / f".{NETWORK}.{os.getpid()}.tmp"
-    try:
-        save_file({name: tensor.cpu() for name, tensor in model.state_dict().items()}, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return model.eval(), path
+    path = settings.out / f"{name}.safetensors"
+    write_weights(path, weights(model))
+    return model.eval(), path, seconds
 
 
-def evaluate(settings: DemoSettings, model: Any, weights: Path) -> Outcome:
+def evaluate(settings: DemoSettings, model: Any, weights: Path, seconds: float, folder: Path) -> Outcome:
     """As ``sparring evaluate`` does it; an earlier demo's result is taken away first."""
     from sparring import Linf, data
     from sparring.cli.evaluate import EvaluateSettings, run
 
-    folder = settings.out / "evaluation"
     if (folder / "result.json").exists() or (folder / ".parts").exists():
         shutil.rmtree(folder)
     asked = EvaluateSettings(

@@ -23,9 +23,9 @@ from sparring import data, zoo
 from sparring.attacks import FGSM
 from sparring.experiments.record import Progress
 from sparring.threat import Linf
-from sparring.training import train
+from sparring.training import MaxNorm, Mixed, Standard, fit
 
-TRAINER_VERSION = 1
+TRAINER_VERSION = 2
 """Raised when the training loop changes what it computes."""
 
 
@@ -82,18 +82,20 @@ def trained(
     if path.is_file():
         _load(model, path)
         return model.eval(), settings
-    train(
+    fit(
         model,
         (x, y),
+        Standard() if recipe.fgsm is None else Mixed(FGSM(Linf(recipe.fgsm)), seed=recipe.seed),
+        validation=False,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
+        optimizer="adam",
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
-        max_norm=recipe.max_norm,
-        augment=recipe.augment,
-        attack=None if recipe.fgsm is None else FGSM(Linf(recipe.fgsm)),
+        callbacks=[] if recipe.max_norm is None else [MaxNorm(recipe.max_norm)],
+        augment="mirror-shift" if recipe.augment else None,
         seed=recipe.seed,
-        progress=progress,
+        progress=False if progress is None else (lambda now: progress(now.text, now.fraction)),
     )
     _keep(model, path, key)
     return model.eval(), settings

@@ -1,12 +1,16 @@
-"""How the demo's and the experiments' small networks are trained."""
+"""Training a network that holds: strategies, what stands round them, and `fit`, which drives them."""
 
 from sparring.training.averaging import EMA, SWA
 from sparring.training.awp import AWP
+from sparring.training.diagnosis import Diagnosis, diagnose
 from sparring.training.fast import NFGSM, FastFGSM, GradAlign
-from sparring.training.fit import Callback, FitResult, Progress, Run, fit
+from sparring.training.findings import Finding
+from sparring.training.fitting import Callback, FitResult, Progress, Run, fit
 from sparring.training.free import Free
 from sparring.training.generator import GeneratorTraining
-from sparring.training.loop import Epoch, History, train
+from sparring.training.health import HealthCheck
+from sparring.training.history import Epoch
+from sparring.training.maxnorm import MaxNorm
 from sparring.training.parts import Part
 from sparring.training.recalibration import recalibrate
 from sparring.training.sources import AdvProp, EnsembleTraining
@@ -28,16 +32,19 @@ __all__ = [
     "AdvProp",
     "Batch",
     "Callback",
+    "Diagnosis",
     "EnsembleTraining",
     "Epoch",
     "FGSMTraining",
     "FastFGSM",
+    "Finding",
     "FitResult",
     "Free",
     "GeneratorTraining",
     "GradAlign",
-    "History",
+    "HealthCheck",
     "Loss",
+    "MaxNorm",
     "Mixed",
     "PGDTraining",
     "Part",
@@ -45,7 +52,7 @@ __all__ = [
     "Run",
     "Standard",
     "Strategy",
+    "diagnose",
     "fit",
     "recalibrate",
-    "train",
 ]

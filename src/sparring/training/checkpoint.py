@@ -14,15 +14,25 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sparring.evaluation.files import replacing
+from sparring.wrappers import FromProbabilities, Normalized, Output
 
 FORMAT = 1
 STATE, BEST, LAST, HISTORY, TABLE = "state.pt", "best.safetensors", "last.safetensors", "history.json", "log.csv"
 
 
+def core(model: nn.Module) -> nn.Module:
+    """The network inside of what torch.compile and sparring's wrappers put round it: whose weights are kept."""
+    while isinstance(model, (Normalized, Output, FromProbabilities)) or hasattr(model, "_orig_mod"):
+        inside = getattr(model, "_orig_mod", None) or getattr(model, "model", None)
+        if not isinstance(inside, nn.Module):
+            break
+        model = inside
+    return model
+
+
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the model's parameters and buffers on the CPU, by the names that they have uncompiled."""
-    bare = getattr(model, "_orig_mod", model)
-    return {name: tensor.detach().cpu().clone() for name, tensor in bare.state_dict().items()}
+    """A copy of the network's parameters and buffers on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in core(model).state_dict().items()}
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -47,11 +47,12 @@ class Feed:
     def __init__(self, data: Any, batch_size: int | None, seed: int, *, rank: int = 0, size: int = 1) -> None:
         self.seed, self.rank, self.size = seed, rank, size
         self.loader = data if isinstance(data, DataLoader) else None
-        self.data: Any = self.loader.dataset if self.loader is not None else data
+        self.data: Any = data if self.loader is None else self.loader.dataset
         self.memory = _in_memory(self.data)
         if self.memory is None and (isinstance(self.data, IterableDataset) or not _is_map(self.data)):
             raise TypeError(f"data is {type(self.data).__name__}: expected {KINDS}, since samples are known by number")
-        self.available: int = len(self.data) if self.memory is None else len(self.memory[0])
+        known: Any = self.data if self.memory is None else self.memory[0]
+        self.available = len(known)
         if not self.available:
             raise ValueError("the data set is empty: nothing to train on")
         self.numbers = torch.arange(self.available)

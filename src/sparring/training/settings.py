@@ -30,6 +30,10 @@ def check(given: dict[str, Any]) -> None:
             raise ValueError(f"{name}={given[name]}: expected 0 or more")
     if given["head_epochs"] >= given["epochs"] and given["body_lr"] is not None:
         raise ValueError(f"head_epochs={given['head_epochs']} of epochs={given['epochs']}: the body would never learn")
+    if strategy.needs_indices and given["augment"] is not None:
+        raise ValueError(
+            f"{strategy.name} keeps a perturbation for every sample, which augment would move: leave augment out, or keep=False"
+        )
     if next(getattr(model, "parameters", lambda: iter(()))(), None) is None:
         raise ValueError(f"the model, a {type(model).__name__}, has no parameters: nothing to train")
     given_optimizer = isinstance(given["optimizer"], torch.optim.Optimizer)

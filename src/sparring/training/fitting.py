@@ -16,6 +16,7 @@ from sparring.evaluation.placing import own_device
 from sparring.evaluation.randomness import OwnRandomness
 from sparring.training import optimizing
 from sparring.training.augmentation import mirror_and_shift
+from sparring.training.checkpoint import core
 from sparring.training.feed import Feed
 from sparring.training.folder import Folder
 from sparring.training.history import Bar, Epoch, Progress, Show, check_loggers, has_tensorboard
@@ -51,7 +52,7 @@ class FitResult:
         """The model with the best epoch's weights in it. ValueError where nothing was validated."""
         if self.best_weights is None:
             raise ValueError("no epoch was validated, so none is known to be the best: give validation data")
-        getattr(model, "_orig_mod", model).load_state_dict(self.best_weights)
+        core(model).load_state_dict(self.best_weights)
         return model
 
     def to_json(self) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def fit(
         finished = run.go()
         limits.ask_on()
         if finished:
-            model.load_state_dict(run.weights())
+            core(model).load_state_dict(run.weights())
     return FitResult(
         tuple(run.history), run.best, run.best_weights, run.strategy, finished,
         tuple(note["text"] for note in run.notes), None if folder is None else folder.path,
