@@ -1,0 +1,277 @@
+"""What adversarial training costs and what it brings: every strategy, its best schedule, its verdict on all test images.
+
+    python benchmarks/training.py search final verdict --data fashion-mnist --out training.jsonl [--part 1/2]
+    python benchmarks/training.py table --out training.jsonl [--figure training.svg]
+    python benchmarks/training.py steps                      # a step's cost beside its bare passes, and beside the peers'
+
+`search` gives each method the same number of trials (epochs × learning rates) and scores them by PGD-20 on held-out training
+images. `final` trains three seeds: at equal epochs and rate, and with each method's best trial. `verdict` runs
+`sparring.evaluate` (adaptive) on all test images. Every result is appended to the file as it comes; what is there is not
+measured again. Seconds are processor seconds of one thread, without validation. --part i/n: share the runs with others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import sparring as sp
+from machine import facts
+from sparring import data, zoo
+
+Make = Callable[[sp.Threat], Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, network, threat, and how much of it: what all methods share."""
+
+    dataset: str
+    network: str
+    eps: float
+    images: int
+    test: int = 10_000
+    held_out: int = 2_000
+    args: dict[str, Any] = field(default_factory=dict)
+    trials: tuple[tuple[int, float], ...] = ((5, 4e-3), (10, 4e-3), (10, 8e-3), (20, 4e-3))
+    equal: tuple[int, float] = (10, 4e-3)
+
+
+TASKS = {
+    "fashion-mnist": Task("fashion-mnist", "small-cnn", 0.1, 10_000),
+    "mnist": Task("mnist", "small-cnn", 0.3, 10_000),
+    "cifar10": Task("cifar10", "preact-resnet18", 8 / 255, 50_000, trials=((15, 0.1), (30, 0.1))),
+    "cifar10-reduced": Task(
+        "cifar10", "small-resnet", 8 / 255, 10_000, 2_000, args={"in_channels": 3}, trials=((10, 4e-3), (20, 4e-3))
+    ),
+}
+
+
+def average(strategy: Any) -> Any:
+    return strategy.with_(sp.EMA(0.998))
+
+
+METHODS: dict[str, Make] = {
+    "standard": lambda t: sp.Standard(),
+    "mixed FGSM": lambda t: sp.Mixed(sp.FGSM(t)),
+    "FGSM": lambda t: sp.FGSMTraining(t),
+    "FGSM-RS": lambda t: sp.FastFGSM(t),
+    "N-FGSM": lambda t: sp.NFGSM(t),
+    "GradAlign": lambda t: sp.GradAlign(t),
+    "Free-4": lambda t: sp.Free(t, 4),
+    "PGD-10": lambda t: sp.PGDTraining(t, 10),
+    "PGD-10 until fooled": lambda t: sp.PGDTraining(t, 10, stop_when_fooled=True),
+    "PGD-10 + AWP": lambda t: sp.PGDTraining(t, 10).with_(sp.AWP()),
+    "TRADES": lambda t: sp.TRADES(t),
+    "MART": lambda t: sp.MART(t),
+    "YOPO-5-3": lambda t: sp.YOPO(t, 5, 3),
+    "YOPO-5-3 gradient": lambda t: sp.YOPO(t, 5, 3, form="gradient"),
+    "YOPO-2-5 gradient": lambda t: sp.YOPO(t, 2, 5, form="gradient"),
+    "kept": lambda t: sp.PGDTraining(t, 1, step_size=0.5 * t.eps, keep=True),
+    "kept + EMA": lambda t: average(sp.PGDTraining(t, 1, step_size=0.5 * t.eps, keep=True)),
+}
+REFERENCE = "PGD-10"
+
+
+class Book:
+    """Results in a file of JSON lines, one a run, appended as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rows(self, kind: str | None = None) -> list[dict[str, Any]]:
+        lines = self.path.read_text("utf-8").splitlines() if self.path.is_file() else []
+        rows = [json.loads(line) for line in lines]
+        return [row for row in rows if kind is None or row["kind"] == kind]
+
+    def has(self, **key: Any) -> bool:
+        return any(all(row.get(name) == value for name, value in key.items()) for row in self.rows())
+
+    def add(self, **row: Any) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(
+            " ".join(f"{k}={round(v, 4) if isinstance(v, float) else v}" for k, v in row.items() if k != "curve"),
+            flush=True,
+        )
+
+
+def images(task: Task) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Training samples, and held-out ones of the same training set."""
+    x, y = data.open(task.dataset, split="train").tensors()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    held, used = order[: task.held_out], order[task.held_out : task.held_out + task.images]
+    return (x[used], y[used]), (x[held], y[held])
+
+
+def standing(model: nn.Module, held: tuple[Tensor, Tensor], threat: sp.Threat) -> tuple[float, float]:
+    """Clean accuracy, and accuracy under PGD-20."""
+    attack = sp.PGD(threat, steps=20, step_size=float(threat.eps) / 8, stop_when_fooled=True)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    right = stand = 0
+    for x, y in zip(held[0].split(500), held[1].split(500)):
+        with torch.no_grad():
+            correct = model(x).argmax(1) == y
+        right += int(correct.sum())
+        stand += int((~attack(model, x[correct], y[correct]).success).sum())
+    for module, mode in modes:
+        module.training = mode
+    return right / len(held[1]), stand / len(held[1])
+
+
+class Clock:
+    """Processor seconds of training, without what validation takes; robust accuracy on held-out images by then."""
+
+    def __init__(self, held: tuple[Tensor, Tensor], threat: sp.Threat) -> None:
+        self.held, self.threat = held, threat
+        self.seconds, self.curve, self.mark = 0.0, [], time.process_time()
+
+    def after_epoch(self, run: Any) -> None:
+        self.seconds += time.process_time() - self.mark
+        self.curve.append([self.seconds, *standing(evaluated(run.model, run.strategy), self.held, self.threat)])
+        self.mark = time.process_time()
+
+
+def evaluated(model: nn.Module, strategy: Any) -> nn.Module:
+    """A copy of the network as it would be used: with the averaged weights, where there are such."""
+    for part in getattr(strategy, "parts", ()):
+        if isinstance(part, sp.EMA):
+            with part.applied(model):
+                return copy.deepcopy(model)
+    return copy.deepcopy(model)
+
+
+def learn(task: Task, method: str, epochs: int, lr: float, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+    """The trained network and its figures."""
+    used, held = images(task)
+    threat = sp.Linf(task.eps)
+    model, strategy = zoo.build(task.network, seed=seed, **task.args), METHODS[method](threat)
+    strategy.seed = seed
+    clock = Clock((held[0][:1000], held[1][:1000]), threat)
+    sp.fit(
+        model, used, strategy, epochs=epochs, optimizer="adam", lr=lr, schedule="cyclic", batch_size=128, seed=seed,
+        validation=False, callbacks=[clock],
+    )  # fmt: skip
+    best = evaluated(model, strategy)
+    clean, robust = standing(best, held, threat)
+    passes = strategy.passes
+    return best, {
+        "clean": clean, "robust": robust, "seconds": clock.seconds, "curve": clock.curve,
+        "passes": (passes.forwards + passes.backwards) / 2 / task.images / epochs,
+    }  # fmt: skip
+
+
+def search(task: Task, name: str, book: Book, methods: list[str]) -> Iterator[Callable[[], None]]:
+    for (epochs, lr), method in itertools.product(task.trials, methods):
+        key = {"kind": "search", "data": name, "method": method, "epochs": epochs, "lr": lr}
+        if not book.has(**key):
+            yield lambda key=key, m=method, e=epochs, r=lr: book.add(**key, **learn(task, m, e, r, 0)[1])  # type: ignore[misc]
+
+
+def chosen(book: Book, name: str, method: str) -> tuple[int, float]:
+    """The trial of best robust accuracy on held-out images; of those within half a point of it, the fastest."""
+    trials = [row for row in book.rows("search") if row["data"] == name and row["method"] == method]
+    best = max(row["robust"] for row in trials)
+    row = min((row for row in trials if row["robust"] >= best - 0.005), key=lambda row: row["seconds"])
+    return row["epochs"], row["lr"]
+
+
+def final(task: Task, name: str, book: Book, methods: list[str], folder: Path) -> Iterator[Callable[[], None]]:
+    for seed, method in itertools.product(range(3), methods):
+        for epochs, lr in dict.fromkeys((task.equal, chosen(book, name, method))):
+            key = {"kind": "final", "data": name, "method": method, "epochs": epochs, "lr": lr, "seed": seed}
+            if not book.has(**key):
+                yield lambda key=key: train(task, book, folder, key)  # type: ignore[misc]
+
+
+def file(folder: Path, key: dict[str, Any]) -> Path:
+    return folder / f"{key['data']}-{key['method']}-{key['epochs']}-{key['lr']}-{key['seed']}.safetensors"
+
+
+def train(task: Task, book: Book, folder: Path, key: dict[str, Any]) -> None:
+    model, figures = learn(task, key["method"], key["epochs"], key["lr"], key["seed"])
+    folder.mkdir(exist_ok=True, parents=True)
+    save_file(dict(model.state_dict()), file(folder, key))
+    book.add(**key, **figures)
+
+
+def verdict(task: Task, name: str, book: Book, methods: list[str], folder: Path) -> Iterator[Callable[[], None]]:
+    for row in book.rows("final"):
+        key = {k: row[k] for k in ("data", "method", "epochs", "lr", "seed")}
+        if row["data"] == name and row["method"] in methods and not book.has(kind="verdict", **key):
+            yield lambda key=key: judge(task, book, folder, key)  # type: ignore[misc]
+
+
+def judge(task: Task, book: Book, folder: Path, key: dict[str, Any]) -> None:
+    model = zoo.build(task.network, **task.args).eval()
+    model.load_state_dict(load_file(file(folder, key)))
+    x, y = data.open(task.dataset, split="test").tensors(task.test)
+    result = sp.evaluate(model, (x, y), sp.Linf(task.eps), batch_size=500)
+    book.add(
+        kind="verdict", **key, test_clean=result.clean_accuracy.value, test_robust=result.robust_accuracy.value,
+        warnings=[warning.code for warning in result.warnings], stands=packed(result.robust[result.index.argsort()]),
+    )  # fmt: skip
+
+
+def packed(bits: Tensor) -> str:
+    """(N,) bool as hexadecimal text."""
+    return np.packbits(bits.numpy()).tobytes().hex()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", choices=["search", "final", "verdict", "table", "steps"])
+    parser.add_argument("--data", default="fashion-mnist", choices=list(TASKS))
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--out", type=Path, default=Path("training.jsonl"))
+    parser.add_argument(
+        "--weights", type=Path, default=Path(os.environ.get("SPARRING_CACHE", "~/.cache/sparring")).expanduser()
+    )
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--part", default="1/1")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    task, book = TASKS[given.data], Book(given.out)
+    folder = given.weights / "training"
+    place, parts = map(int, given.part.split("/"))
+    for what in given.what:
+        if what == "steps":
+            import training_steps
+
+            training_steps.main()
+            continue
+        if what == "table":
+            import training_tables
+
+            training_tables.write(book.rows(), given.data, given.figure)
+            continue
+        if place == 1:
+            book.add(kind="machine", what=what, **facts(0))
+        jobs = {
+            "search": lambda: search(task, given.data, book, given.methods),
+            "final": lambda: final(task, given.data, book, given.methods, folder),
+            "verdict": lambda: verdict(task, given.data, book, given.methods, folder),
+        }[what]()
+        for number, job in enumerate(jobs):
+            if number % parts == place - 1:
+                job()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The tables and the figure of `training.py`, from its file of results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from machine import table
+from sparring.inspection.style import dress, new_figure, save
+
+REFERENCE = "PGD-10"
+Row = dict[str, Any]
+
+
+def bits(row: Row) -> np.ndarray:
+    """(N,) 0 or 1: who stands."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(row["stands"]), np.uint8))
+
+
+def interval(mine: list[np.ndarray], theirs: list[np.ndarray], draws: int = 2000) -> tuple[float, float, float]:
+    """Mean difference in points between two methods over seeds, with a 95% interval: paired bootstrap over test images."""
+    difference = np.mean(mine, 0).astype(float) - np.mean(theirs, 0).astype(float)
+    generator = np.random.default_rng(0)
+    samples = [difference[generator.integers(len(difference), size=len(difference))].mean() for _ in range(draws)]
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return 100 * float(difference.mean()), 100 * float(low), 100 * float(high)
+
+
+def spread(values: Iterable[float], scale: float = 1.0, digits: int = 1) -> str:
+    found = [scale * value for value in values]
+    width = f" ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.{digits}f}{width}"
+
+
+def groups(rows: list[Row]) -> dict[tuple[str, int, float], list[tuple[Row, Row]]]:
+    """(method, epochs, lr) → the seeds' (training, verdict)."""
+    keys = ("data", "method", "epochs", "lr", "seed")
+    verdicts = {tuple(row[k] for k in keys): row for row in rows if row["kind"] == "verdict"}
+    found: dict[tuple[str, int, float], list[tuple[Row, Row]]] = {}
+    for row in rows:
+        if row["kind"] == "final" and (key := tuple(row[k] for k in keys)) in verdicts:
+            found.setdefault((row["method"], row["epochs"], row["lr"]), []).append((row, verdicts[key]))
+    return found
+
+
+def best(rows: list[Row], method: str) -> tuple[int, float] | None:
+    """The trial that `training.chosen` takes."""
+    trials = [row for row in rows if row["kind"] == "search" and row["method"] == method]
+    if not trials:
+        return None
+    top = max(row["robust"] for row in trials)
+    row = min((row for row in trials if row["robust"] >= top - 0.005), key=lambda row: row["seconds"])
+    return row["epochs"], row["lr"]
+
+
+def reached(pairs: list[tuple[Row, Row]], goal: float) -> str:
+    """Seconds until accuracy under PGD-20 on held-out images first reached `goal`, the mean over those seeds that did."""
+    times = [next((t for t, _, robust in row["curve"] if robust >= goal), None) for row, _ in pairs]
+    found = [t for t in times if t is not None]
+    if not found:
+        return "never"
+    return f"{statistics.mean(found):.0f}" + (f" ({len(found)} of {len(times)})" if len(found) < len(times) else "")
+
+
+def write(rows: list[Row], name: str, figure: Path | None) -> None:
+    """Prints the tables; draws the Pareto curve."""
+    rows = [row for row in rows if row.get("data") in (name, None)]
+    for row in rows:
+        if row["kind"] == "machine":
+            print({k: row[k] for k in ("what", "cpu", "torch", "sparring", "threads", "load")})
+    found = groups(rows)
+    methods = list(dict.fromkeys(method for method, _, _ in found))
+    equal = min((key[1:] for key in found if key[0] == REFERENCE), default=None)
+    points = []
+    for title, schedule in (
+        ("Equal epochs", lambda m: (10, 4e-3)),
+        ("Each with its best schedule", lambda m: best(rows, m)),
+    ):
+        reference = found.get((REFERENCE, *(schedule(REFERENCE) or equal)))
+        if reference is None:
+            continue
+        seconds = statistics.mean(row["seconds"] for row, _ in reference)
+        goal = statistics.mean(row["robust"] for row, _ in reference) - 0.005
+        lines = []
+        for method in methods:
+            pairs = found.get((method, *(schedule(method) or (0, 0))))
+            if not pairs:
+                continue
+            own = statistics.mean(row["seconds"] for row, _ in pairs)
+            gap, low, high = interval([bits(v) for _, v in pairs], [bits(v) for _, v in reference])
+            lines.append([
+                method, f"{pairs[0][0]['epochs']} · {pairs[0][0]['lr']:g}",
+                spread((v["test_clean"] for _, v in pairs), 100), spread((v["test_robust"] for _, v in pairs), 100),
+                "" if method == REFERENCE else f"{gap:+.1f} ({low:+.1f}, {high:+.1f})",
+                f"{own:.0f}", f"1/{seconds / own:.1f}", f"{statistics.mean(r['passes'] for r, _ in pairs):.2f}",
+                reached(pairs, goal), str(len(pairs)), ", ".join(sorted({w for _, v in pairs for w in v["warnings"]})),
+            ])  # fmt: skip
+            points.append((method, own, 100 * statistics.mean(v["test_robust"] for _, v in pairs), title))
+        head = [
+            "method",
+            "epochs · rate",
+            "clean",
+            "robust",
+            f"minus {REFERENCE}",
+            "seconds",
+            "of its",
+            "passes",
+            "to the goal",
+        ]
+        table(f"{title} ({name}; goal: {goal:.3f} under PGD-20, held out)", [*head, "seeds", "warns"], lines)
+    if figure is not None:
+        draw(points, name, figure)
+
+
+def draw(points: list[tuple[str, float, float, str]], name: str, path: Path) -> None:
+    """Robust accuracy against seconds, and the staircase that nothing is above and left of."""
+    figure = new_figure(7, 4.5)
+    axes = figure.subplots()
+    dress(axes)
+    for method, seconds, robust, title in points:
+        own = title.startswith("Each")
+        axes.plot(seconds, robust, "o" if own else "x", color="#0072b2" if own else "#777777", markersize=5)
+        if own:
+            axes.annotate(method, (seconds, robust), xytext=(5, 3), textcoords="offset points", fontsize=7)
+    front: list[tuple[float, float]] = []
+    for _, seconds, robust, _ in sorted(points, key=lambda point: point[1]):
+        if not front or robust > front[-1][1]:
+            front.append((seconds, robust))
+    axes.step(*zip(*front), where="post", color="#d55e00", linewidth=1)
+    axes.set(xscale="log", xlabel="processor seconds of training", ylabel="robust accuracy, %", title=name)
+    save(figure, path)
