@@ -79,7 +79,7 @@ class OwnStage:
         if random and isinstance(attack, GradientAttack):
             stop, attack = False, patient(attack)
         self.pool = attack.pool(model, seed=seed, capacity=capacity, stop_when_fooled=stop, goal=False)
-        self.name, self.settings, self.seconds = attack.name, attack.settings(), 0.0
+        self.name, self.settings, self.seconds = self.attack.name, self.attack.settings(), 0.0
         self.queue: Rows | None = None
 
     @property
