@@ -42,9 +42,14 @@ from sparring.training.strategy import Batch, Loss, Seen, Strategy
 from sparring.training.supervised import Mixed, Standard
 from sparring.zoo.efficientnet import MEAN, STD
 
-SIDE, EPS, CLASSES, HELD_OUT, EVERY = 48, 0.01, 43, 320, 480
+SIDE, EPS, CLASSES, HELD_OUT, EVERY, RECALIBRATED = 48, 0.01, 43, 320, 480, 640
 SCALES = {"4th": 1 / 4, "16th": 1 / 16, "64th": 1 / 64, "128th": 1 / 128}
-MAIN = [f"{s}/{m}/{mode}" for mode in ("inference", "batch", "clean", "eval") for s in ("64th", "right") for m in (0.01, 0.1)]
+MAIN = [
+    f"{s}/{m}/{mode}"
+    for mode in ("inference", "batch", "clean", "eval")
+    for s in ("64th", "right")
+    for m in (0.01, 0.1)
+]
 CURES = [
     "64th/0.01/auto",
     "64th/0.01/inference/recalibrated",
@@ -120,7 +125,9 @@ class InferenceMode(Mixed):
             model.train()
             seen.add("clean", clean, batch.y)
             seen.add("adversarial", adversarial, batch.y)
-            return self.alpha * F.cross_entropy(clean, batch.y) + (1 - self.alpha) * F.cross_entropy(adversarial, batch.y)
+            return self.alpha * F.cross_entropy(clean, batch.y) + (1 - self.alpha) * F.cross_entropy(
+                adversarial, batch.y
+            )
 
         yield Loss(mixture)
 
@@ -193,7 +200,7 @@ def train(cell: Cell, samples: int) -> Iterator[dict[str, Any]]:
     epochs = -(-samples // len(x))
     order = torch.cat([torch.randperm(len(x), generator=generator) for _ in range(epochs)])[:samples]
     if "recalibrated" in cell.option:
-        sp.recalibrate(model, [(x[i], y[i]) for i in order[: 20 * size].split(size)], strategy)
+        sp.recalibrate(model, [(x[i], y[i]) for i in order[:RECALIBRATED].split(32)], strategy)
     right: dict[str, list[float]] = {"clean": [], "adversarial": []}
     started = time.perf_counter()
     for step, chosen in enumerate(order.split(size)):
@@ -205,12 +212,16 @@ def train(cell: Cell, samples: int) -> Iterator[dict[str, Any]]:
                 right[name].append(int(answers) / n)
         if (done := step * size + len(chosen)) % EVERY == 0:
             seconds = time.perf_counter() - started
-            yield {
+            record = {
                 "cell": cell.name, "seed": cell.seed, "samples": done, "seconds": round(seconds, 1),
                 **{name: round(float(np.mean(values)), 4) for name, values in right.items() if values},
                 "eval": accuracy(model, held_x, held_y, False), "batch": accuracy(model, held_x, held_y, True),
-                "mode": strategy.statistics.state_dict() and getattr(strategy.statistics, "mode", None),
+                "mode": strategy.statistics.mode, "last": done + EVERY > samples,
             }  # fmt: skip
+            if record["last"]:
+                sp.recalibrate(model, [(x[i], y[i]) for i in order[:RECALIBRATED].split(32)], strategy)
+                record["recalibrated"] = accuracy(model, held_x, held_y, False)
+            yield record
             right = {name: [] for name in right}
 
 

@@ -53,15 +53,19 @@ if TYPE_CHECKING:
     from sparring.training import YOPO as YOPO
     from sparring.training import AdvProp as AdvProp
     from sparring.training import Batch as Batch
+    from sparring.training import Diagnosis as Diagnosis
     from sparring.training import EnsembleTraining as EnsembleTraining
     from sparring.training import FastFGSM as FastFGSM
     from sparring.training import FGSMTraining as FGSMTraining
+    from sparring.training import Finding as Finding
     from sparring.training import Free as Free
     from sparring.training import GeneratorTraining as GeneratorTraining
     from sparring.training import GradAlign as GradAlign
+    from sparring.training import HealthCheck as HealthCheck
     from sparring.training import Mixed as Mixed
     from sparring.training import PGDTraining as PGDTraining
     from sparring.training import Standard as Standard
+    from sparring.training import diagnose as diagnose
     from sparring.training import fit as fit
     from sparring.training import recalibrate as recalibrate
     from sparring.transfer import TransferMatrix as TransferMatrix
@@ -122,6 +126,10 @@ _HOMES = {
         "TRADESYOPO",
         "YOPO",
         "fit",
+        "Diagnosis",
+        "Finding",
+        "HealthCheck",
+        "diagnose",
         "recalibrate",
     ],
     "sparring.transfer": ["TransferMatrix", "transfer_matrix"],

@@ -28,6 +28,7 @@ EPILOGUE = "Exit codes: 0 done; 1 ran, but the check failed; 2 bad input; 130 st
 COMMANDS = {
     "demo": ("sparring.cli.demo:demo", "Train, evaluate and attack: from nothing to a report in about three minutes."),
     "evaluate": ("sparring.cli.evaluate:evaluate", "How often does the model withstand attack? Writes a report."),
+    "train": ("sparring.cli.train:train", "Train a model that withstands attack; resumes where it was stopped."),
     "attack": ("sparring.cli.attack:attack", "Attack photographs: the 8-bit PNG, and what the model sees."),
     "verify": ("sparring.cli.verify:verify", "Re-check the claim of a result folder; fails on any lie."),
     "merge": ("sparring.cli.merge:merge", "Make one result out of the shards of an evaluation."),

@@ -19,7 +19,7 @@ from sparring.training.strategy import Batch, Strategy
 BATCH = 128
 
 
-class _Sums:
+class Sums:
     """Count, mean and sum of squared deviations of a layer's inputs by channel, in float64, over any number of batches."""
 
     def __init__(self, layer: _BatchNorm) -> None:
@@ -94,14 +94,14 @@ def recalibrate(model: nn.Module, data: Any, strategy: Strategy | None = None, b
     (tensor([2.]), tensor([7.]))
     """
     inner: nn.Module = getattr(model, "_orig_mod", model)  # hooks are not seen by what torch.compile has made
-    with _as_in_training(inner):
+    with as_in_training(inner):
         chosen = layers(inner)
         if not chosen:
             return
         split = strategy is not None and strategy.bn == "split"
         if split and strategy is not None:
             strategy.statistics.check(inner, torch.empty(2))  # now there are two branches, also in the state kept below
-        sums = {name: {layer: _Sums(layer) for layer in chosen} for name in (BRANCHES if split else BRANCHES[:1])}
+        sums = {name: {layer: Sums(layer) for layer in chosen} for name in (BRANCHES if split else BRANCHES[:1])}
         with _listening(sums), _own_state(inner, strategy):
             seen = 0
             for batch in islice(_batches(data, chosen[0]), batches):
@@ -164,7 +164,7 @@ def _numbered(data: Any) -> Iterator[Batch]:
 
 
 @contextmanager
-def _as_in_training(model: nn.Module) -> Iterator[None]:
+def as_in_training(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     if not model.training:
         model.train()
@@ -176,7 +176,7 @@ def _as_in_training(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _listening(sums: dict[str, dict[_BatchNorm, _Sums]]) -> Iterator[None]:
+def _listening(sums: dict[str, dict[_BatchNorm, Sums]]) -> Iterator[None]:
     """Sums up what goes into the layers whenever they would move their running statistics: in what is learned from."""
     own = {layer: layer.running_mean for layer in sums[BRANCHES[0]]}
 
