@@ -48,7 +48,7 @@ class Task:
     test: int = 10_000
     held_out: int = 2_000
     args: dict[str, Any] = field(default_factory=dict)
-    trials: tuple[tuple[int, float], ...] = ((5, 4e-3), (10, 4e-3), (10, 8e-3), (20, 4e-3))
+    trials: tuple[tuple[int, float], ...] = ((5, 4e-3), (10, 4e-3), (10, 8e-3))
     equal: tuple[int, float] = (10, 4e-3)
 
 
