@@ -1,0 +1,110 @@
+"""What a data loader gives, read: inputs, labels, and the samples' numbers where they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+NUMBERS = ("index", "indices")  # what a dict calls the samples' numbers
+Names = Sequence[str | int]
+
+
+class Indexed(Dataset[Any]):
+    """A map-style data set of (x, y) that also tells each sample's number: (x, y, number).
+
+    For strategies that keep something for every sample, such as `sp.PGDTraining(threat, keep=True)`.
+
+    >>> Indexed([("cat.png", 3), ("dog.png", 5)])[1]
+    ('dog.png', 5, 1)
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, number: int) -> Any:
+        return (*self.data[number], number)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Where a batch holds x (B, *S), y (B,) and the samples' numbers (B,): keys of a dict, or places of a tuple."""
+
+    x: Any
+    y: Any
+    numbers: Any = None
+
+    @staticmethod
+    def named(names: Names | None) -> Fields | None:
+        """From what a user gave: two names or places, or three with the samples' numbers."""
+        if names is None:
+            return None
+        if isinstance(names, str) or len(names) not in (2, 3):
+            raise ValueError(
+                f"fields={names!r}: expected the names of x and y in a batch, as in fields=('image', 'label')"
+            )
+        return Fields(*names)
+
+    @staticmethod
+    def of(batch: Any) -> Fields:
+        """Found in a batch that leaves no doubt. TypeError for others."""
+        if isinstance(batch, Mapping):
+            floats = [key for key, value in batch.items() if isinstance(value, Tensor) and value.is_floating_point()]
+            whole = [key for key, value in batch.items() if _numbers(value) and key not in NUMBERS]
+            if len(floats) == 1 and len(whole) == 1:
+                return Fields(floats[0], whole[0], next((key for key in NUMBERS if key in batch), None))
+        elif isinstance(batch, (tuple, list)) and len(batch) in (2, 3) and isinstance(batch[0], Tensor):
+            if len(batch) == 2:
+                return Fields(0, 1)
+            if _numbers(batch[2]) and len(batch[2]) == len(batch[0]):
+                return Fields(0, 1, 2)
+        raise TypeError(
+            f"the batch is {_told(batch)}: expected (x, y), (x, y, index), or fields=(name of x, name of y) to say where "
+            "they are"
+        )
+
+    def read(self, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        try:
+            return batch[self.x], batch[self.y], None if self.numbers is None else batch[self.numbers]
+        except (KeyError, IndexError, TypeError):
+            raise TypeError(f"the batch is {_told(batch)}: it has no {self}") from None
+
+    def put(self, batch: Any, x: Tensor) -> Any:
+        """A batch of the same kind with another x."""
+        if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+            return type(batch)(*(x if i == self.x else part for i, part in enumerate(batch)))
+        if isinstance(batch, (tuple, list)):
+            return type(batch)(x if i == self.x else part for i, part in enumerate(batch))
+        changed = {**batch, self.x: x}
+        return changed if type(batch) is dict else type(batch)(changed)
+
+    def __str__(self) -> str:
+        return " and ".join(repr(place) for place in (self.x, self.y, self.numbers) if place is not None)
+
+
+def places(count: int, rank: int, size: int, before: int = 0) -> Tensor:
+    """Numbers (count,) for samples that carry none: their places in the batch of all processes together.
+
+    A distributed sampler deals the samples out like cards, so process r's i-th is number i · size + r of them all: random
+    draws keyed by it are those that one process would make for the same sample.
+    """
+    return (before + torch.arange(count)) * size + rank
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 1 and not value.is_floating_point()
+
+
+def _told(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"a dict with {', '.join(map(repr, batch))}"
+    if isinstance(batch, (tuple, list)):
+        return f"a {type(batch).__name__} of {', '.join(type(part).__name__ for part in batch)}"
+    return f"a {type(batch).__name__}"

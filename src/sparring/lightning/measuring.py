@@ -1,0 +1,64 @@
+"""Clean and robust accuracy of one batch, wherever Lightning asks: also inside inference mode and autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparring.attacks import PGD
+from sparring.attacks.base import Attack
+from sparring.borrow import borrow
+from sparring.threat import Threat
+from sparring.training.settings import PRECISIONS
+from sparring.training.strategy import Strategy
+from sparring.training.validation import STEPS
+
+
+def precision(trainer: Any) -> torch.dtype | None:
+    """What a Trainer's mixed precision runs the network in; None: the network's own."""
+    name = str(trainer.precision)
+    return PRECISIONS.get(name) if name.endswith("-mixed") else None
+
+
+@contextmanager
+def casting(strategy: Strategy, dtype: torch.dtype | None, x: Tensor) -> Iterator[None]:
+    """The strategy in mixed precision: it puts the network under autocast, and nothing else, so the Trainer's own is off."""
+    before, strategy.autocast = strategy.autocast, dtype
+    try:
+        with torch.autocast(x.device.type, enabled=False):
+            yield
+    finally:
+        strategy.autocast = before
+
+
+def short_attack(attack: Attack | None, threat: Threat | None) -> Attack | None:
+    """What to measure with: the user's, or a few steps of PGD. TypeError for what is no attack."""
+    if attack is None:
+        return None if threat is None else PGD(threat, STEPS, stop_when_fooled=True)
+    if not isinstance(attack, Attack):
+        raise TypeError(f"validation_attack={attack!r}: expected an attack, such as sp.PGD(sp.Linf(8/255), steps=10)")
+    return replace(attack, stop_when_fooled=True)
+
+
+def measured(
+    model: nn.Module, attack: Attack | None, x: Tensor, y: Tensor, indices: Tensor, cast: torch.dtype | None
+) -> tuple[Tensor, Tensor | None]:
+    """(B,) bool each: right as they are, and right under attack (None without one). Only the former are attacked."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        x, y = x.clone(), y.clone()  # made in inference mode, they could take no gradient
+        with borrow(model, cast) as borrowed:
+            clean = borrowed.look(x).argmax(1) == y
+        if attack is None:
+            return clean, None
+        robust = clean.clone()
+        some = clean.nonzero().flatten()
+        if len(some):
+            attack = attack if cast is None or attack.autocast is not None else replace(attack, autocast=cast)
+            chosen = indices.to("cpu")[some.cpu()]
+            robust[some] = attack(model, x[some], y[some], indices=chosen).prediction == y[some]
+        return clean, robust

@@ -1,0 +1,291 @@
+"""`AdversarialModule`: any strategy in a Lightning Trainer, by manual optimisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sparring.attacks.base import Attack
+from sparring.lightning import states
+from sparring.lightning.batches import Fields, Names, places
+from sparring.lightning.limits import refuse
+from sparring.lightning.measuring import casting, measured, precision, short_attack
+from sparring.training import optimizing
+from sparring.training.averaging import Average
+from sparring.training.optimizing import Optimizer, Rates, Schedule, Tuning
+from sparring.training.settings import check
+from sparring.training.strategy import Batch, Loss, Strategy
+from sparring.training.team import Crew, bare
+from sparring.training.validation import threat_of
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule as Host
+else:
+    Host = object  # the namespace's own LightningModule comes in with the class that a user sees
+
+EVERY = 20  # batches between two looks at what lies on a GPU
+NAMES = {"clean": "clean_accuracy", "adversarial": "robust_accuracy"}
+STATE = "sparring"  # in a checkpoint
+
+
+class Adversarial(Host):
+    """A LightningModule that trains `model` with `strategy`, whatever the strategy makes of a batch.
+
+    model: maps float inputs (B, *S) to logits (B, C); may be compiled, `torch.compile(net)`. One whose root is in eval mode is
+    switched to train mode when training begins. `module.model` has the weights, `module(x)` gives its logits.
+    strategy: such as `sp.YOPO(sp.Linf(8/255))`, also with parts round it: weights that `sp.EMA` or `sp.SWA` averages are
+    what is validated, tested and predicted with. Its state is in the checkpoint.
+    optimizer, lr, momentum, weight_decay, schedule, max_grad_norm, accumulate: as in `sp.fit`. warmup: in epochs. Optimisation
+    is manual, so clipping and accumulation are set here, not in the Trainer. The schedule ends where `max_epochs` or
+    `max_steps` does, and a strategy of several updates a batch takes as many of Lightning's global steps.
+    validation_attack: what validation and test measure with; default PGD of 10 steps under the strategy's threat, clean
+    accuracy alone for a strategy without one. `Trainer(limit_val_batches=…)` limits what it costs.
+    fields: where a batch has x and y (and, third, the samples' numbers), for dicts and tuples that leave a doubt.
+
+    Batches are (x, y), (x, y, number), or dicts; `Indexed` adds the number for strategies that keep something for every
+    sample. With DDP the examples are those of one process: random draws are keyed by the sample's place among all.
+    Logged: train_loss, train_clean_accuracy, train_robust_accuracy (those that the strategy sees); val_… and test_….
+
+    Raises TypeError or ValueError, in one line, for what can't be trained, and FloatingPointError where a loss is not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        strategy: Strategy,
+        *,
+        optimizer: Optimizer = "sgd",
+        lr: float | None = None,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        schedule: Schedule = "cosine",
+        warmup: float = 0.0,
+        max_grad_norm: float | None = None,
+        accumulate: int = 1,
+        validation_attack: Attack | None = None,
+        fields: Names | None = None,
+    ) -> None:
+        super().__init__()
+        settings: dict[str, Any] = {
+            "optimizer": optimizer, "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "schedule": schedule,
+            "warmup": warmup, "max_grad_norm": max_grad_norm, "accumulate": accumulate,
+        }  # fmt: skip
+        fits = {
+            "epochs": 1,
+            "evaluate_every": 1,
+            "head_epochs": 0,
+            "body_lr": None,
+        }  # asked about, and not to be set here
+        check({"model": model, "strategy": strategy, **settings, **fits})
+        self.model, self.strategy, self.settings = bare(model), strategy, settings
+        self.networks = nn.ModuleDict(strategy.modules())  # so that they move to the device with the model
+        self.validation_attack = short_attack(validation_attack, threat_of(strategy))
+        self.automatic_optimization = False
+        self._fields = Fields.named(fields)
+        self._rates = Rates(schedule, [], 0.0)
+        self._held = self._samples = self._unit = (
+            0  # batches and samples since the last step; samples that count as one loss
+        )
+        self._seen = 0  # samples of this validation so far
+        self._bad = torch.zeros((), dtype=torch.float64)
+        told = {"strategy_name": strategy.name, "strategy_settings": strategy.settings()}
+        plain = {
+            name: value for name, value in settings.items() if value is None or isinstance(value, (str, float, int))
+        }
+        self.save_hyperparameters({**plain, **told})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        logits: Tensor = self.model(x)
+        return logits
+
+    @contextmanager
+    def deployed(self) -> Iterator[None]:
+        """The model with the weights that it will be used with: averaged ones, where the strategy has a part that averages."""
+        averages = [part for part in self.strategy.parts if isinstance(part, Average)]
+        with averages[-1].applied(self.model) if averages else nullcontext():
+            yield
+
+    def configure_callbacks(self) -> list[Any]:
+        for name, ours in (("gradient_clip_val", "max_grad_norm"), ("accumulate_grad_batches", "accumulate")):
+            if (value := getattr(self.trainer, name)) not in (None, 0, 1) or (value == 1 and ours == "max_grad_norm"):
+                raise ValueError(f"Trainer({name}={value}): AdversarialModule steps by itself, give it {ours}={value}")
+        return []
+
+    def setup(self, stage: str) -> None:
+        refuse(self.trainer)
+        if getattr(self, "_compiler_ctx", None) is not None:
+            raise ValueError(
+                "torch.compile(AdversarialModule(net)): compile the network, AdversarialModule(torch.compile(net))"
+            )
+
+    def configure_optimizers(self) -> Any:
+        given, kind = self.settings, self.settings["optimizer"]
+        groups = [Tuning(self.model, (), None, 0, None).groups()]
+        groups += [[{"params": list(network.parameters())}] for network in self.networks.values()]
+        return [optimizing.make(kind, each, given["lr"], given["momentum"], given["weight_decay"]) for each in groups]
+
+    def on_fit_start(self) -> None:
+        if not self.model.training:
+            self.model.train()
+
+    def on_train_epoch_start(self) -> None:
+        trainer, schedule, warmup = self.trainer, self.settings["schedule"], self.settings["warmup"]
+        epochs = max(trainer.max_epochs or -1, -1)
+        moves = schedule != "constant" and not isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
+        if epochs < 0 and (warmup or (moves and trainer.max_steps < 0)):
+            raise ValueError(
+                f"schedule={schedule!r}, warmup={warmup}: the Trainer has no end to plan for, give it max_epochs"
+            )
+        # anew: a callback may have added parameters to an optimiser
+        self._rates = Rates(schedule, list(self._by_owner().values()), warmup / epochs if warmup else 0.0)
+        self._bad = self._bad.to(self.device)
+        self._held = self._samples = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        x, y, numbers = (self._fields or Fields.of(batch)).read(batch)
+        trainer, count = self.trainer, len(y)
+        indices = places(count, trainer.global_rank, trainer.world_size) if numbers is None else numbers
+        self._unit = self._unit if self._held else count * self.settings["accumulate"]
+        self._held, self._samples = self._held + 1, self._samples + count
+        ends = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
+        last = ends or self._held == self.settings["accumulate"]
+        self._rates.set(self._done(batch_idx + 1 - self._held / 2))
+        sums: dict[str, tuple[Tensor, int]] = {}
+        updates = 0
+        with casting(self.strategy, precision(trainer), x):
+            for loss in self.strategy(self.model, Batch(x, y, indices)):
+                self._backward(loss, count / self._unit)
+                _add(sums, loss, count)
+                updates += loss.update
+                if self.settings["accumulate"] > 1 and updates > 1:
+                    raise ValueError(
+                        f"accumulate={self.settings['accumulate']}: {self.strategy.name} steps more than once a batch; use "
+                        "accumulate=1"
+                    )
+                if loss.update and last:
+                    self._update(loss.owner)
+                loss.update = loss.update and last
+        if last:
+            self._rates.stepped()
+            self._held = self._samples = 0
+        if ends or batch_idx % EVERY == 0:
+            self._check_finite()
+        for name, (total, number) in sums.items():
+            self._log(f"train_{name}", total / number, number)
+        return sums["loss"][0] / sums["loss"][1] if "loss" in sums else None
+
+    def _backward(self, loss: Loss, weight: float) -> None:
+        value = loss.value
+        self._bad += ~torch.isfinite(value.detach())
+        if value.device.type == "cpu" and self.trainer.world_size == 1:
+            self._check_finite()
+        if not value.requires_grad:
+            return  # all that it would teach is frozen
+        # a reducer waits for every parameter in every backward: here they add up, and are averaged once before the step
+        wrapped = self.trainer.strategy.model
+        with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext():
+            self.manual_backward(value if weight == 1 else value * weight)
+
+    def _update(self, owner: str) -> None:
+        optimizers = self._by_owner()
+        if owner not in optimizers:
+            raise ValueError(f"{self.strategy.name} trains {owner!r}, too: configure_optimizers must return one for it")
+        optimizer = optimizers[owner]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if self._samples != self._unit:  # the epoch ended early, or batches differ
+            for p in parameters:
+                if p.grad is not None:
+                    p.grad.mul_(self._unit / self._samples)
+        if self.trainer.world_size > 1:  # in Lightning's own process group
+            self._bad = Crew().average(self.model, parameters, self._samples, self._bad[None])[0]
+            if self.device.type == "cpu":
+                self._check_finite()
+        optimizer.step()
+        for each in optimizers.values():
+            each.zero_grad(set_to_none=True)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clips, behind what a gradient scaler undoes."""
+        if (limit := self.settings["max_grad_norm"]) is not None:
+            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], limit)
+
+    def _by_owner(self) -> dict[str, Any]:
+        found: Any = self.optimizers()
+        return dict(zip(["model", *self.networks], found if isinstance(found, list) else [found]))
+
+    def _done(self, position: float) -> float:
+        """The fraction of training that lies behind when so many batches of this epoch do."""
+        trainer, fractions = self.trainer, [0.0]
+        if (trainer.max_epochs or -1) > 0:
+            inside = position / trainer.num_training_batches if trainer.num_training_batches < math.inf else 0.0
+            fractions.append((trainer.current_epoch + inside) / trainer.max_epochs)  # type: ignore[operator]
+        if trainer.max_steps > 0:
+            fractions.append(trainer.global_step / trainer.max_steps)
+        return min(max(fractions), 1.0)
+
+    def _check_finite(self) -> None:
+        if float(self._bad) > 0:
+            raise FloatingPointError(
+                f"a loss is not finite in epoch {self.trainer.current_epoch + 1}, at the latest in batch "
+                f"{self.trainer.fit_loop.batch_idx + 1}: lower lr, or clip with max_grad_norm; checkpoints hold no such weights"
+            )
+
+    def _log(self, name: str, value: Tensor, count: int) -> None:
+        self.log(name, value, on_step=False, on_epoch=True, prog_bar=True, batch_size=count, sync_dist=True)
+
+    def on_validation_epoch_start(self) -> None:
+        self._seen = 0
+
+    def on_test_epoch_start(self) -> None:
+        self._seen = 0
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._measure("val", batch)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._measure("test", batch)
+
+    def _measure(self, stage: str, batch: Any) -> None:
+        x, y, numbers = (self._fields or Fields.of(batch)).read(batch)
+        rank, size = self.trainer.global_rank, self.trainer.world_size
+        indices = places(len(y), rank, size, self._seen) if numbers is None else numbers
+        self._seen += len(y)
+        with self.deployed():
+            clean, robust = measured(self.model, self.validation_attack, x, y, indices, precision(self.trainer))
+        for kind, right in (("clean", clean), ("adversarial", robust)):
+            if right is not None:
+                self._log(f"{stage}_{NAMES[kind]}", right.float().mean(), len(y))
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Logits (B, C) of a batch x, or of the x in it."""
+        x = batch if isinstance(batch, Tensor) else (self._fields or Fields.of(batch)).read(batch)[0]
+        with self.deployed():
+            return self(x)  # type: ignore[no-any-return]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_finite()
+        checkpoint[STATE] = {**states.everybodys(self.strategy), "rates": self._rates.state_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if STATE not in checkpoint:
+            raise ValueError("the checkpoint is not one of an AdversarialModule")
+        state, trainer = checkpoint[STATE], self._trainer
+        states.restore(self.strategy, state, training=trainer is not None and trainer.state.fn == "fit")
+        self._rates.load_state_dict(state["rates"])
+
+
+def _add(sums: dict[str, tuple[Tensor, int]], loss: Loss, count: int) -> None:
+    """What this loss has shown. One without answers, such as YOPO's of the first layer, is no mean over samples."""
+    shown = {NAMES[name]: found for name, found in loss.seen.right.items() if name in NAMES}
+    if loss.seen.right:
+        shown["loss"] = (loss.value.detach() * count, count)
+    for name, (total, number) in shown.items():
+        before = sums.get(name, (0, 0))
+        sums[name] = (before[0] + total, before[1] + number)

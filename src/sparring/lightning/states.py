@@ -1,0 +1,32 @@
+"""A strategy's state in a checkpoint: one for each process, since what is kept for samples differs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import distributed
+
+from sparring.training.strategy import Strategy
+
+
+def everybodys(strategy: Strategy) -> dict[str, Any]:
+    """All processes ask at once, as Lightning does when it saves."""
+    mine, size = strategy.state_dict(), processes()
+    ranks: list[Any] = [mine] if size == 1 else [None] * size
+    if size > 1:
+        distributed.all_gather_object(ranks, mine)
+    return {"name": strategy.name, "ranks": ranks}
+
+
+def restore(strategy: Strategy, state: dict[str, Any], training: bool) -> None:
+    """training: whether it goes on. ValueError for the state of another strategy, or of another number of processes."""
+    if state["name"] != strategy.name:
+        raise ValueError(f"the checkpoint is of a training with {state['name']}, this one is with {strategy.name}")
+    ranks, size = state["ranks"], processes()
+    if training and len(ranks) != size:
+        raise ValueError(f"the checkpoint is of a training by {len(ranks)} processes, now {size}: go on with as many")
+    strategy.load_state_dict(ranks[distributed.get_rank() if training and size > 1 else 0])
+
+
+def processes() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
