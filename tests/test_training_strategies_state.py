@@ -225,28 +225,51 @@ def test_kept_perturbations_ask_for_indices_and_one_size() -> None:
         next(strategy(network(), sp.Batch(torch.rand(6, 2, 6, 5, dtype=x.dtype), y, torch.arange(6))))
 
 
-def test_a_sample_climbs_until_the_network_errs_and_costs_no_more() -> None:
+@pytest.mark.parametrize("tau", [0, 2])
+def test_a_sample_climbs_until_the_network_errs_and_costs_no_more(tau: int) -> None:
     x, y = samples(12)
     model = Counting(network())
     made: list[Tensor] = []
     model.register_forward_pre_hook(lambda module, inputs: made.append(inputs[0].detach()))
-    strategy = sp.PGDTraining(THREAT, 5, SIZE, random_start=False, stop_when_fooled=True)
+    strategy = sp.PGDTraining(THREAT, 5, SIZE, random_start=False, stop_when_fooled=True, tau=tau)
     for loss in strategy(model, (x, y)):
         loss.value.backward()
     examples, forwards = made[-1], 0
     reference = network()
     for i in range(12):
-        at, label = x[i : i + 1], y[i : i + 1]
+        at, label, left = x[i : i + 1], y[i : i + 1], tau
         for _ in range(5):
             forwards += 1
             if int(reference(at).argmax()) != int(label):
-                break
-            at = clipped(
-                x[i : i + 1], at + SIZE * slope(reference, at, lambda z, label=label: F.cross_entropy(z, label)).sign()
-            )
+                if left == 0:
+                    break
+                left -= 1
+            uphill = slope(reference, at, lambda z, label=label: F.cross_entropy(z, label))
+            at = clipped(x[i : i + 1], at + SIZE * uphill.sign())
         assert torch.allclose(examples[i : i + 1], at, rtol=0, atol=1e-12)
     assert model.forwards == forwards + 12
     assert 12 < forwards < 60
+
+
+def test_losses_are_of_full_precision_where_the_network_is_not() -> None:
+    x, y = samples()
+    for name, make in MADE.items():
+        for half, autocast in ((False, torch.bfloat16), (True, None)):
+            if half and name in ("EnsembleTraining", "GeneratorTraining"):
+                continue  # their other networks are in float64 here
+            model = network("norm").to(torch.bfloat16 if half else torch.float32)
+            strategy = make() if name not in ("EnsembleTraining", "GeneratorTraining") else in_float32(make())
+            strategy.autocast = autocast
+            for loss in strategy(model, sp.Batch(x.to(model[0].weight.dtype), y, torch.arange(6))):
+                assert loss.value.dtype == torch.float32, name
+                loss.value.backward()
+            assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters()), name
+
+
+def in_float32(strategy: Strategy) -> Strategy:
+    for module in [*strategy.modules().values(), *getattr(strategy, "sources", ())]:
+        module.float()
+    return strategy
 
 
 def test_a_schedule_warms_up_clean_and_climbs_longer() -> None:
@@ -291,6 +314,7 @@ def test_frees_perturbation_lives_on_by_place_in_the_batch() -> None:
         (lambda: sp.PGDTraining(THREAT, 0), r"PGDTraining\(steps=0\): expected a whole number, at least 1"),
         (lambda: sp.TRADES(THREAT, steps=0), r"\(steps=0\): expected a whole number, at least 1"),
         (lambda: sp.MART(THREAT, weight=-1.0), r"MART\(weight=-1.0\): expected a number above 0"),
+        (lambda: sp.PGDTraining(THREAT, tau=1), r"PGDTraining\(tau=1\): expected steps.*stop_when_fooled=True"),
         (lambda: sp.PGDTraining(THREAT, step_size=0.0), r"PGDTraining\(step_size=0.0\): expected a number above 0"),
         (lambda: sp.PGDTraining(THREAT, schedule={0: -1}), r"PGDTraining\(schedule=\{0: -1\}\): expected"),
         (lambda: sp.Mixed(sp.FGSM(THREAT), 1.5), r"Mixed\(alpha=1.5\): expected a number from 0"),

@@ -16,7 +16,7 @@ from sparring.borrow import Borrowed
 from sparring.noise import Noise
 from sparring.objective import check_label_range, cross_entropy
 from sparring.threat import Threat
-from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat
+from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat, wide
 from sparring.training.supervised import AdversarialTraining
 
 
@@ -54,7 +54,7 @@ class FastFGSM(AdversarialTraining):
         check_threat(self.name, self.threat, "linf", "l2", "l1")
         check_positive(self.name, step_size=self.step_size)
         size = 1.25 * float(self.threat.eps) if self.step_size is None else self.step_size
-        self.attack = PGD(self.threat, 1, size)
+        self.attack = PGD(self.threat, 1, size, keep="last")
 
     def examples(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.crafted(model, batch, self.attack)
@@ -135,7 +135,7 @@ class GradAlign(Strategy):
         bare = getattr(model, "_orig_mod", model)
         point = near.detach().requires_grad_(True)
         with self.aside(model), self.precision(near):
-            losses = F.cross_entropy(bare(point), batch.y, reduction="sum")
+            losses = F.cross_entropy(wide(bare(point)), batch.y, reduction="sum")
         (other,) = torch.autograd.grad(losses, point, create_graph=True)
         self.passes.forwards += len(near)
         self.passes.backwards += 2 * len(near)

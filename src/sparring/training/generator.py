@@ -70,7 +70,9 @@ class GeneratorTraining(AdversarialTraining):
         def fool(seen: Seen) -> Tensor:
             assert batch.indices is not None
             moved = changed(network, x, threat)
-            made = moved + (threat.project(x, moved.detach()) - moved.detach())  # the box, straight through
+            made = (moved + (threat.project(x, moved.detach()) - moved.detach())).to(
+                x.dtype
+            )  # the box, straight through
             with self.crafting(model, batch) as borrowed:
                 logits = borrowed.call(made, borrowed.keyed({}, batch.indices))
                 check_label_range(batch.y, logits.shape[1])

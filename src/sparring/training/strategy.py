@@ -103,6 +103,11 @@ class Passes:
     first_backwards: int = 0
 
 
+def wide(logits: Tensor) -> Tensor:
+    """In float32 or better: a loss of half precision has three digits."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def plain(value: Any) -> Any:
     """A setting as JSON can hold it."""
     if isinstance(value, Attack):
@@ -281,7 +286,8 @@ class Strategy:
         return nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
 
     def forward(self, model: nn.Module, x: Tensor, y: Tensor, branch: str = "adversarial") -> Tensor:
-        """Logits (B, C) of the forward that is learned from: the model's own modes, the only one that moves its buffers."""
+        """Logits (B, C), in float32 or better, of the forward that is learned from: in the model's own modes, and the only one
+        that moves its buffers."""
         with self.precision(x), nullcontext() if self._aside else self.statistics.learning(model, branch):
             logits: Tensor = model(x)
         if self._classes is None:
@@ -289,4 +295,4 @@ class Strategy:
             check_label_range(y, self._classes)
         self.passes.forwards += len(x)
         self.passes.backwards += len(x)
-        return logits
+        return wide(logits)

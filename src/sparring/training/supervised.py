@@ -15,6 +15,7 @@ from sparring.attacks.pgd import PGD
 from sparring.attacks.sign import FGSM, default_step
 from sparring.noise import Noise
 from sparring.threat import Threat, per_sample
+from sparring.training.friendly import FriendlyPGD
 from sparring.training.kept import Kept
 from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat
 
@@ -167,7 +168,7 @@ class PGDTraining(AdversarialTraining):
     steps: K; passes a batch K + 1. step_size: in input units; default eps / 4, or 2.5 · eps / K below 10 steps (1.25 · eps
     for one). random_start: begin inside the ball, not at the input.
     What makes it cheaper, all to be combined:
-    stop_when_fooled: a sample climbs until the network errs, and no further. Zhang et al. (2020), FAT without extra steps.
+    stop_when_fooled: a sample climbs until the network errs on it. Zhang et al. (2020), FAT. tau: and so many steps further.
     keep: each sample's perturbation is kept, and is where it begins next time, so that fewer steps suffice. Zheng et al.
     (2020), ATTA. Batches must carry indices, and show each sample as it was (no random crops and mirrors).
     schedule: {batch number: K from there on}; 0 steps is clean training. {0: 0, 800: 2, 2400: 5} warms up clean (Gupta et al.,
@@ -184,6 +185,7 @@ class PGDTraining(AdversarialTraining):
     alpha: float = field(default=0.0, kw_only=True)
     random_start: bool = field(default=True, kw_only=True)
     stop_when_fooled: bool = field(default=False, kw_only=True)
+    tau: int = field(default=0, kw_only=True)
     keep: bool = field(default=False, kw_only=True)
     schedule: Mapping[int, int] | None = field(default=None, kw_only=True)
 
@@ -199,6 +201,8 @@ class PGDTraining(AdversarialTraining):
             raise ValueError(f"{self.name}(steps={self.steps!r}): expected a whole number, at least 1")
         if self.step_size is not None and not self.step_size > 0:
             raise ValueError(f"{self.name}(step_size={self.step_size!r}): expected a number above 0")
+        if not isinstance(self.tau, int) or self.tau < 0 or (self.tau and not self.stop_when_fooled):
+            raise ValueError(f"{self.name}(tau={self.tau!r}): expected steps, 0 or more, beside stop_when_fooled=True")
         self.kept = Kept()
 
     @property
@@ -215,7 +219,9 @@ class PGDTraining(AdversarialTraining):
         size = self.step_size
         if size is None:
             size = float(self.threat.eps) * (1.25 if steps == 1 else default_step(steps))
-        return PGD(self.threat, steps, size, random_start=self.random_start, stop_when_fooled=self.stop_when_fooled)
+        if self.stop_when_fooled:
+            return FriendlyPGD(self.threat, steps, size, random_start=self.random_start, keep="last", tau=self.tau)
+        return PGD(self.threat, steps, size, random_start=self.random_start, keep="last")
 
     def examples(self, model: nn.Module, batch: Batch) -> Tensor | None:
         assert batch.step is not None

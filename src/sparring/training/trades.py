@@ -53,8 +53,7 @@ class Agreeing(Strategy):
 
         def joint(seen: Seen) -> Tensor:
             y = batch.y
-            logits = self.forward(model, torch.cat([batch.x, made]), torch.cat([y, y]))
-            clean, adversarial = logits.to(torch.promote_types(logits.dtype, torch.float32)).chunk(2)
+            clean, adversarial = self.forward(model, torch.cat([batch.x, made]), torch.cat([y, y])).chunk(2)
             seen.add("clean", clean, y)
             seen.add("adversarial", adversarial, y)
             return self.value(clean, adversarial, y)
@@ -79,7 +78,7 @@ class TRADES(Agreeing):
         super().__post_init__()
         check_threat(self.name, self.threat, "linf", "l2", "l1")
         check_positive(self.name, beta=self.beta, step_size=self.step_size)
-        self.attack = PGD(self.threat, self.steps, self.step_size, random_start=False, objective="kl")
+        self.attack = PGD(self.threat, self.steps, self.step_size, random_start=False, objective="kl", keep="last")
 
     def examples(self, model: nn.Module, batch: Batch) -> Tensor:
         return from_beside(self, self.attack, model, batch)
@@ -105,7 +104,7 @@ class MART(Agreeing):
         super().__post_init__()
         check_threat(self.name, self.threat, "linf", "l2", "l1")
         check_positive(self.name, weight=self.weight, step_size=self.step_size)
-        self.attack = PGD(self.threat, self.steps, self.step_size, random_start=False)
+        self.attack = PGD(self.threat, self.steps, self.step_size, random_start=False, keep="last")
 
     def examples(self, model: nn.Module, batch: Batch) -> Tensor:
         return from_beside(self, self.attack, model, batch)
