@@ -35,6 +35,15 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in core(model).state_dict().items()}
 
 
+def copied(value: Any) -> Any:
+    """A copy on the CPU of what a `state_dict` holds."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {name: copied(part) for name, part in value.items()}
+    return type(value)(copied(part) for part in value) if isinstance(value, (list, tuple)) else value
+
+
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """As safetensors, which `zoo.load_weights` and ``sparring evaluate --weights`` read."""
     with replacing(path, "wb") as file:

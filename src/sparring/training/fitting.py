@@ -19,6 +19,7 @@ from sparring.training.augmentation import mirror_and_shift
 from sparring.training.checkpoint import core
 from sparring.training.feed import Feed
 from sparring.training.folder import Folder
+from sparring.training.health import HealthCheck
 from sparring.training.history import Bar, Epoch, Progress, Show, check_loggers, has_tensorboard
 from sparring.training.limits import Limits
 from sparring.training.optimizing import Optimizer, Rates, Schedule, Tuning
@@ -98,6 +99,7 @@ def fit(
     validation_attack: Attacks | None = None,
     validation_samples: int | None = 1000,
     callbacks: Sequence[Callback] = (),
+    health: bool | HealthCheck | None = None,
     progress: bool | Show = False,
     loggers: Sequence[str] | None = None,
     time_limit: float | None = None,
@@ -132,8 +134,10 @@ def fit(
     `state.pt`, `history.json`, `log.csv`. resume: go on from what is there; killed at any moment and started again with
     the same arguments, training ends with the same weights, to the bit on a CPU. Mid-epoch it saves every `save_every`
     seconds. Ctrl-C stops behind the next step, saves, and raises KeyboardInterrupt.
-    callbacks: see `Callback`. progress: True for a bar, or a callback that gets a `Progress`. loggers: "csv",
-    "tensorboard"; default both, where tensorboard is installed. time_limit: seconds after which to stop and save.
+    health: look at a few samples after each epoch as `sp.diagnose` does, say what is wrong, and take catastrophic overfitting
+    back (see `HealthCheck`); left out: where there is validation. callbacks: others, see `Callback`.
+    progress: True for a bar, or a callback that gets a `Progress`. loggers: "csv", "tensorboard"; default both, where
+    tensorboard is installed. time_limit: seconds after which to stop and save.
 
     Under torchrun every process calls this with the same arguments; each learns from its share of every batch.
 
@@ -153,6 +157,9 @@ def fit(
     loggers = check_loggers(loggers) if loggers is not None else ("csv", *["tensorboard"] * has_tensorboard())
     place = own_device(torch.device(device)) if device is not None else next(model.parameters()).device
     dtype = precision_of(precision, place)
+    watching = health if isinstance(health, HealthCheck) else HealthCheck()
+    if health or (health is None and validation is not False):
+        callbacks = [*callbacks, watching]
     with ExitStack() as stack:
         together = stack.enter_context(crew(place))
         feed = Feed(data, batch_size, seed, rank=together.rank, size=together.size)
@@ -170,17 +177,16 @@ def fit(
             rates=Rates(schedule, list(optimizers.values()), warmup / epochs), tuning=tuning, crew=together, device=place,
             limits=limits, epochs=epochs, accumulate=accumulate, max_grad_norm=max_grad_norm,
             augment=_augment(augment, seed), channels_last=channels_last, evaluate_every=evaluate_every,
-            scaler=torch.amp.GradScaler(place.type) if dtype == torch.float16 else None, callbacks=callbacks,
+            scaler=torch.amp.GradScaler(place.type) if dtype == torch.float16 else None, callbacks=callbacks, autocast=dtype,
         )  # fmt: skip
         show = stack.enter_context(Bar()) if progress is True and together.rank == 0 else progress
         run.show = show if callable(show) and together.rank == 0 else run.show
         for context in (OwnRandomness(seed + together.rank), torch.inference_mode(False), torch.enable_grad()):
             stack.enter_context(context)
-        strategy.autocast = dtype
+        stack.callback(run.release)
         stack.callback(setattr, strategy, "autocast", None)
         stack.enter_context(_train_mode(model))
         stack.enter_context(_compiled(model, compile))
-        stack.callback(lambda: [each.zero_grad(set_to_none=True) for each in optimizers.values()])
         resumed = False
         if folder is not None:
             if together.rank == 0:

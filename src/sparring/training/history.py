@@ -121,13 +121,13 @@ class Bar:
 
     def _show(self, now: Progress) -> None:
         if now.note is not None:
-            self.console.print(now.note, highlight=False, markup=False)
+            self.console.print(now.note, highlight=False, markup=False, soft_wrap=True)
         if self._bar is not None:
             self._bar.update(self._task, completed=now.fraction, text=now.text)
         elif time.monotonic() - self._last >= EVERY:
             self._last = time.monotonic()
             left = "" if now.seconds_left is None else f", {now.seconds_left:.0f} s left"
-            self.console.print(f"{now.text}, {now.seconds:.0f} s{left}", highlight=False)
+            self.console.print(f"{now.text}, {now.seconds:.0f} s{left}", highlight=False, soft_wrap=True)
 
 
 def write_csv(path: Path, rows: Sequence[Epoch]) -> None:

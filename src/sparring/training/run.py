@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.training.averaging import Average
-from sparring.training.checkpoint import weights
+from sparring.training.checkpoint import copied, weights
 from sparring.training.feed import Chunk, Feed, groups
 from sparring.training.history import Epoch, Progress
 from sparring.training.ledger import Ledger, NotFinite, Tally
@@ -63,6 +63,7 @@ class Run:
     channels_last: bool = False
     evaluate_every: int = 1
     scaler: torch.amp.GradScaler | None = None
+    autocast: torch.dtype | None = None
     callbacks: Sequence[Callback] = ()
     show: Callable[[Progress], None] = lambda now: None
     keep: Callable[[Run], None] = lambda run: None
@@ -133,7 +134,7 @@ class Run:
     def _snapshot(self) -> dict[str, Any]:
         optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         parts = [part.state_dict() for part in self.strategy.parts]
-        return dict(_copied({"model": self.model.state_dict(), "optimizers": optimizers, "parts": parts}))
+        return dict(copied({"model": self.model.state_dict(), "optimizers": optimizers, "parts": parts}))
 
     @contextmanager
     def deployed(self) -> Iterator[None]:
@@ -149,6 +150,7 @@ class Run:
 
     def _learn(self) -> bool:
         """The rest of this epoch; False where it was stopped on the way."""
+        self.strategy.autocast = self.autocast
         order = self.feed.order(self.epoch)
         for group in groups(self.feed.batches(self.epoch, order[self.position :]), self.accumulate):
             done = self.epoch + (self.position + len(group) / 2) / len(order)
@@ -244,9 +246,13 @@ class Run:
         self.seconds += time.monotonic() - self._since
         self._since = time.monotonic()
 
-    def _fail(self, found: NotFinite) -> None:
+    def release(self) -> None:
+        """Leave no gradient, and no precision, behind."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
+        self.strategy.autocast = None
+
+    def _fail(self, found: NotFinite) -> None:
         self.roll_back()
         where = f"after epoch {len(self.history)}" if self.history else "before training"
         raise FloatingPointError(
@@ -307,12 +313,3 @@ class Run:
             seconds=seconds, seconds_left=seconds / done * left if done else None,
             latest=self.history[-1] if self.history else None, note=note,
         )  # fmt: skip
-
-
-def _copied(value: Any) -> Any:
-    """A copy on the CPU of what a `state_dict` holds."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {name: _copied(part) for name, part in value.items()}
-    return type(value)(_copied(part) for part in value) if isinstance(value, (list, tuple)) else value
