@@ -33,6 +33,19 @@ def make(seed=0):
         layer.bias.zero_()
     return Net(nn.Flatten(), layer)
 
+class Step(nn.Module):
+    def forward(self, x):
+        return (x * 3).round()  # rounds a gradient away
+
+def step(seed=0):
+    return nn.Sequential(Step(), make(seed))
+
+def photo():
+    layer = nn.Linear(192, 3)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(3, 192, generator=torch.Generator().manual_seed(0)) * 5)
+    return nn.Sequential(nn.Flatten(), layer)
+
 def noisy(seed=0):
     print("a factory that prints")
     return make(seed)
@@ -126,12 +139,43 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(
     said = capsys.readouterr().err.splitlines()[-1]
     assert "of 120 samples kept in run; the same command goes on from there" in said
     monkeypatch.delenv("STOP_AFTER")
+    done = len((place / "run" / ".parts" / "journal.jsonl").read_text().splitlines())
+    assert 0 < done < 120
     assert evaluate("--out", "run", "--batch-size", "16") == DONE
+    left = f"Cost on cpu, the {120 - done} samples that an earlier start left ({done} are done): "
+    assert capsys.readouterr().err.startswith(left)
     one, other = (
         [json.loads(line) for line in (place / name / "samples.jsonl").read_text().splitlines()]
         for name in ("whole", "run")
     )
     assert [row["robust"] for row in one] == [row["robust"] for row in other]
+
+
+def test_l0_has_no_default_eps_and_with_one_it_works(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["evaluate", "--model", "nets.py:make", "--data", "data.npz", "--norm", "l0", "--attacks", "fmn"]
+    assert main(typed) == BAD_INPUT
+    assert "--norm l0 has no default eps" in capsys.readouterr().err
+    assert main([*typed[:-2], "--eps", "20"]) == BAD_INPUT
+    assert "as in --norm l0 --eps 20 --attacks fmn" in capsys.readouterr().err
+    assert main([*typed, "--eps", "20", "--out", "run"]) == DONE
+    assert "withstand L0 changes up to 20" in capsys.readouterr().out
+
+
+def test_stages_of_one_name_are_told_apart_and_a_curve_by_misleading_gradients_is_called_loose(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ["--model", "nets.py:step", "--data", "data.npz", "--eps", "0.3", "--out", "run"]
+    assert main(["evaluate", *typed]) == DONE
+    out = capsys.readouterr().out
+    document = json.loads((place / "run" / "result.json").read_text())
+    assert "zero-gradient" in {warning["code"] for warning in document["warnings"]}
+    assert "Accuracy against eps: below this run's eps the curve is a loose upper bound" in out
+    named = [line.split("  ")[0].strip() for line in out.splitlines() if "MarginAscent" in line]
+    assert len(named) > 1
+    assert len(set(named)) == len(named)
+    assert named[0] == "1. MarginAscent, 10 steps, rival 1, logit-difference"
+    assert evaluate("--out", "plain") == DONE
+    assert "loose" not in capsys.readouterr().out
 
 
 def test_dry_run_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,3 +370,15 @@ def test_demo_in_small(place: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert "sparring verify sparring-demo/evaluation" in captured.out
     assert "Skipped: " in captured.err
     assert main(["verify", "sparring-demo/evaluation", "--samples", "10"]) == DONE
+
+
+def test_rotation_prints_probabilities_as_decimals(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["--model", "nets.py:photo", "--size", "8", "--steps", "2", "--samples", "2", "--out", "turned"]
+    for target in ("0", "1", "2"):
+        if main(["rotation", "--target", target, *typed]) == DONE:
+            break
+        assert "already" in capsys.readouterr().err
+    out = capsys.readouterr().out
+    rows = json.loads((place / "turned" / "numbers.json").read_text())["rows"]
+    assert any(0 < row["least"] < 1e-5 for row in rows)
+    assert "e-" not in "\n".join(line for line in out.splitlines() if "±" in line or "photograph" in line)

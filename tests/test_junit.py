@@ -100,6 +100,14 @@ def test_below_the_limit_is_a_failure(document: dict[str, Any]) -> None:
     assert "is below" in failure.get("message", "")
 
 
+def test_attacks_of_one_name_are_told_apart(document: dict[str, Any]) -> None:
+    lines = (
+        parse(junit_xml(document | {"attacks": document["attacks"] * 2}))[0].findtext("system-out") or ""
+    ).splitlines()
+    assert [line.split(",")[0] for line in lines] == ["1. PGD", "2. PGD"]
+    assert "PGD, 5 steps, cross-entropy: fooled" in lines[0]
+
+
 def test_characters_that_xml_has_no_place_for(document: dict[str, Any]) -> None:
     strange = document | {"model": document["model"] | {"name": "net\x00\x1b[31m <&\ud800 é 🏖"}}
     name = parse(junit_xml(strange))[0].get("name", "")

@@ -250,6 +250,22 @@ def test_a_warning_says_what_was_seen_why_it_matters_and_what_to_do() -> None:
     assert "masking Four fell. It hides. What to do. Look." in text
 
 
+def test_a_curve_drawn_by_misleading_gradients_is_called_loose() -> None:
+    note = "below this run's eps the curve is a loose upper bound"
+    text = Page(render(document(warnings=[WARNING]), picture)).text
+    assert f"{note}, since it follows gradients inwards from each example, and they mislead here (masking)" in text
+    other = {"code": "rounding", "message": "Rounded."}
+    assert note not in Page(render(document(warnings=[other]), picture)).text
+
+
+def test_attacks_of_one_name_have_numbers() -> None:
+    attacks = document()["attacks"]
+    text = Page(render(document(attacks=attacks * 2), picture)).text
+    assert "1. PGD" in text
+    assert "2. PGD" in text
+    assert "1. PGD" not in Page(render(document(), picture)).text
+
+
 def test_a_warning_in_one_part_is_shown_whole() -> None:
     text = Page(render(document(warnings=[{"code": "probabilities", "message": "Return logits."}]), picture)).text
     assert "probabilities Return logits." in text

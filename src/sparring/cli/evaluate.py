@@ -33,10 +33,10 @@ class EvaluateSettings(SeedSettings, DataSettings, ModelSettings, VerdictSetting
     data: Annotated[str, DATA] = field()
     """Image folder (one sub-folder a class), .npz with x and y, idx(.gz), CIFAR-10 batches, or a name:
     fashion-mnist, mnist, cifar10, gtsrb."""
-    norm: Annotated[Literal["linf", "l2", "l1"], THREAT] = "linf"
-    """How the attacker's change is measured."""
+    norm: Annotated[Literal["linf", "l2", "l1", "l0"], THREAT] = "linf"
+    """How the attacker's change is measured; l0 counts the values that are changed, and only fmn attacks it."""
     eps: Annotated[Number | None, THREAT] = None
-    """Largest change, for images in [0, 1]; left out: 8/255 for linf, 0.5 for l2, 12 for l1."""
+    """Largest change, for images in [0, 1]; left out: 8/255 for linf, 0.5 for l2, 12 for l1. l0 has none: give one."""
     attacks: Annotated[list[str], MANY, THREAT] = field(default_factory=lambda: ["adaptive"])
     """adaptive, or attacks in the order to run: pgd fgsm pgd:steps=100,restarts=5,objective=margin"""
     access: Annotated[Literal["gradients", "scores", "decisions"], THREAT] = "gradients"
@@ -74,6 +74,11 @@ def evaluate(settings: EvaluateSettings) -> Outcome:
 
     limit_of(settings)
     _shard(settings)
+    if settings.norm == "l0" and (settings.eps is None or settings.attacks == ["adaptive"]):
+        raise ValueError(
+            "--norm l0 has no default eps, and the adaptive attacks no form for it: give how many values may change, and "
+            "fmn, as in --norm l0 --eps 20 --attacks fmn"
+        )
     eps = settings.eps or EPS[settings.norm]
     threat = Threat(settings.norm, parse_eps(eps), typed=eps)
     recipes.parse(settings.attacks, threat)  # a typo here must not cost the loading of a model
@@ -142,7 +147,10 @@ def run(
         raise ValueError(f"--out {out} is a file: expected a folder, which need not be there yet")
     if speaks() and (settings.dry_run or earlier is None):
         cost = _share(evaluation.estimate(model, images, threat, checkup=settings.checkup, **common), shard)
-        line = cost_line(cost, device)
+        done = evaluation.finished(out, shard)
+        if cost.samples is not None:
+            cost = replace(cost, samples=max(0, cost.samples - done))
+        line = cost_line(cost, device, done)
         if settings.dry_run:
             say(line)
             return Outcome({"estimate": cost.to_json(), "device": str(device)})
@@ -231,8 +239,11 @@ def _earlier(out: Path, images: "LabelledImages") -> "EvaluationResult | None":
     return result
 
 
-def cost_line(cost: "Estimate", device: Any) -> str:
-    """``Cost on cpu, 2,000 samples: 28 passes each if all fall at once (9 s), about 110 on an ..., at most 9,184 ... (1 h)``"""
+def cost_line(cost: "Estimate", device: Any, done: int = 0) -> str:
+    """``Cost on cpu, 2,000 samples: 28 passes each if all fall at once (9 s), about 110 on an ..., at most 9,184 ... (1 h)``
+
+    done: samples that an earlier start has finished, and that the cost is without.
+    """
     if cost.gated:
         cases = {
             "{} passes each if all fall at once": cost.fallen,
@@ -248,6 +259,8 @@ def cost_line(cost: "Estimate", device: Any) -> str:
         line = text.format(f"{each.forwards + each.backwards:,.0f}")
         said.append(line if seconds is None else f"{line} ({duration(seconds)})")
     counted = "samples unknown" if cost.samples is None else f"{cost.samples:,} samples"
+    if done and cost.samples is not None:
+        counted = f"the {counted} that an earlier start left ({done:,} are done)"
     unknown = f"; {cost.unknown} attacks of others not counted" if cost.unknown else ""
     return f"Cost on {device}, {counted}: {', '.join(said)}{unknown}"
 

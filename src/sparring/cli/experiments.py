@@ -168,7 +168,9 @@ def rotation(settings: RotationSettings = _ROTATION) -> Outcome:
             seed=settings.seed,
             progress=progress,
         )
-    return _told("rotation", result, settings.out)
+    chances = ("upright", "least", "mean", "target at")
+    table([row | {name: round(row[name], 4) for name in chances} for row in result.rows])
+    return _told("rotation", result, settings.out, rows=False)
 
 
 @Parameter(name="*")
@@ -272,7 +274,8 @@ def _target_of(settings: OptimizersSettings | RotationSettings) -> tuple[Any, An
     return device, model, names, int(goal[0])
 
 
-def _told(name: str, result: "Result", out: Path) -> Outcome:
-    table(result.rows)
+def _told(name: str, result: "Result", out: Path, rows: bool = True) -> Outcome:
+    if rows:
+        table(result.rows)
     say(f"Figure: {out / name}.png  numbers: {out / 'numbers.json'}")
     return Outcome(result.to_json())

@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
@@ -75,18 +75,21 @@ def accuracies(result: "EvaluationResult") -> None:
 
 def tell(result: "EvaluationResult", out: Path) -> None:
     """The verdict: a small table, a sentence that says what the number is, and where the report lies."""
+    from sparring.evaluation.labels import labels
+    from sparring.evaluation.warnings import loose_curve
+
     robust, threat = result.robust_accuracy, result.document["threat"]
     accuracies(result)
     rows = [
         {
-            "attack": _described(row),
+            "attack": label,
             "tried on": row["attacked"],
             "fooled": row["fooled"],
             "robust after it": f"{row['robust_accuracy']['value']:.1%}",
             "forwards": row["forwards"],
             "backwards": row["backwards"],
         }
-        for row in result.attacks
+        for label, row in zip(labels(result.attacks), result.attacks, strict=True)
         if row["attacked"] or len(result.attacks) == 1
     ]
     if rows:
@@ -106,22 +109,6 @@ def tell(result: "EvaluationResult", out: Path) -> None:
         for name, text in (("Why it matters", warning.why), ("What to do", warning.todo)):
             if text:
                 say(f"  {name}: {text}")
+    if note := loose_curve(result.document["warnings"]):
+        say(f"Accuracy against eps: {note}")
     say(f"Report: {out / 'report.html'}")
-
-
-def _described(row: dict[str, Any]) -> str:
-    """``PGD, 40 steps, margin``: what tells one attack of a list from the next."""
-    settings = row["settings"]
-    restarts, first, rivals = settings.get("restarts", 1), settings.get("first", 0), settings.get("rivals")
-    parts = [
-        row["name"],
-        f"{settings['steps']} steps" if "steps" in settings else None,
-        f"{settings['queries']:,} queries" if "queries" in settings else None,
-        f"{restarts} restarts" if restarts > 1 else None,
-        f"rival{'s' if rivals > 1 else ''} {first + 1}{f' to {first + rivals}' if rivals > 1 else ''}"
-        if rivals
-        else None,
-        settings.get("objective"),
-        f"towards {settings['targets']}" if settings.get("targets") else None,
-    ]
-    return ", ".join(part for part in parts if part)

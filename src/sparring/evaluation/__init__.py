@@ -8,6 +8,7 @@ from sparring.evaluation.merging import merge
 from sparring.evaluation.progress import Progress
 from sparring.evaluation.result import EvaluationResult, load_result
 from sparring.evaluation.run import evaluate
+from sparring.evaluation.shards import finished
 from sparring.evaluation.statistics import Proportion
 from sparring.evaluation.verifier import Verification, verify
 from sparring.evaluation.warnings import Warning
@@ -23,6 +24,7 @@ __all__ = [
     "compare",
     "estimate",
     "evaluate",
+    "finished",
     "junit_xml",
     "load_result",
     "merge",

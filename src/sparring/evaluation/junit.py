@@ -7,6 +7,8 @@ import re
 from typing import Any
 from xml.etree import ElementTree as ET
 
+from sparring.evaluation.labels import labels
+
 FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0, escaped or not
 
 
@@ -42,7 +44,9 @@ def junit_xml(document: dict[str, Any], fail_under: float | None = None) -> str:
     for warning in document["warnings"]:
         case = _add(suite, "testcase", name=f"warning: {warning['code']}", classname=classname, time="0.000")
         _add(case, "skipped", message=warning["message"])
-    attacks = [f"{row['name']}: fooled {row['fooled']} of {row['attacked']}" for row in document["attacks"]]
+    rows = document["attacks"]
+    named = zip(labels(rows), rows, strict=True)
+    attacks = [f"{label}: fooled {row['fooled']} of {row['attacked']}" for label, row in named]
     _add(suite, "system-out").text = _clean("\n".join(attacks))
     _add(suite, "system-err")
     ET.indent(root)

@@ -20,7 +20,7 @@ from sparring.evaluation.files import replacing
 from sparring.evaluation.records import DONE
 from sparring.evaluation.result import EvaluationResult
 from sparring.evaluation.source import Source, digest
-from sparring.evaluation.store import Store, check_fingerprint, read_settings
+from sparring.evaluation.store import Store, check_fingerprint, read_journal, read_settings
 
 Shard = tuple[int, int]
 WHOLE: Shard = (0, 1)
@@ -135,6 +135,15 @@ def keep(
 def _result(known: dict[str, Any], store: Store) -> EvaluationResult:
     store.sort()
     return EvaluationResult(summarize(known["facts"], store.records, known["gallery"]), store)
+
+
+def finished(out: Path, shard: Shard | None = None) -> int:
+    """How many samples the working folders in `out` have finished; with a shard, its own folder."""
+    done: set[int] = set()
+    for folder in workings(out):
+        if shard in (None, WHOLE, (folder.number, folder.of)):
+            read_journal(folder.path, lambda line: done.add(json.loads(line)["index"]))
+    return len(done)
 
 
 def remove(out: Path) -> None:

@@ -22,6 +22,23 @@ class Warning:
     todo: str = ""
 
 
+MISLED = ("masking", "zero-gradient", "nan-gradient", "loss-not-increasing", "one-step-beats-many", "eps-no-effect")
+
+
+def loose_curve(warnings: Sequence[Mapping[str, str]]) -> str:
+    """A sentence about the accuracy against eps, where gradients mislead: it is drawn by them. Empty where they don't.
+
+    warnings: those of a result document.
+    """
+    codes = [warning["code"] for warning in warnings if warning["code"] in MISLED]
+    if not codes:
+        return ""
+    return (
+        f"below this run's eps the curve is a loose upper bound, since it follows gradients inwards from each example, and "
+        f"they mislead here ({', '.join(codes)}): to know the accuracy at a smaller eps, evaluate there."
+    )
+
+
 def _warning(code: str, seen: str, why: str, todo: str) -> Warning:
     return Warning(code, f"{seen} {why} {todo}", seen, why, todo)
 
@@ -173,7 +190,7 @@ def _masking(records: Records, attacks: Sequence[Mapping[str, Any]], plan: Mappi
             f"An attack without gradients fooled {found} of {shown} {what} that gradient attacks had left standing."
             + _raised(plan),
             "Gradients know more than queries do: where they find less, the model hides them, and the robust accuracy is "
-            "likely too high still.",
+            "likely too high still, and the accuracy at smaller eps even more so.",
             "Don't report this number as robustness. Find what masks the gradients (saturation, rounding, sharp "
             "activations, training against single steps), and attack with more restarts and with attacks adapted to it.",
         )

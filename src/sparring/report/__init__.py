@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from sparring import inspection
+from sparring.evaluation.warnings import loose_curve
 from sparring.report import svg, view, words
 from sparring.report.view import Document, Picture
 
@@ -83,6 +84,7 @@ def _context(document: Document, picture: Picture) -> dict[str, object]:
         "threat": words.threat(document),
         "cost": words.cost(document),
         "halfway": words.halfway(document),
+        "loose": loose_curve(document["warnings"]),
         "charts": _charts(document),
         "rows": rows,
         "worst": rows[:_WORST_CLASSES] if len(rows) > _MANY_CLASSES else rows,
