@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,7 +17,7 @@ from sparring.lightning import states
 from sparring.lightning.batches import Fields, Names, places
 from sparring.lightning.limits import refuse
 from sparring.lightning.measuring import casting, measured, precision, short_attack
-from sparring.training import optimizing
+from sparring.training import fit, optimizing
 from sparring.training.averaging import Average
 from sparring.training.optimizing import Optimizer, Rates, Schedule, Tuning
 from sparring.training.settings import check
@@ -76,22 +77,16 @@ class Adversarial(Host):
             "optimizer": optimizer, "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "schedule": schedule,
             "warmup": warmup, "max_grad_norm": max_grad_norm, "accumulate": accumulate,
         }  # fmt: skip
-        fits = {
-            "epochs": 1,
-            "evaluate_every": 1,
-            "head_epochs": 0,
-            "body_lr": None,
-        }  # asked about, and not to be set here
-        check({"model": model, "strategy": strategy, **settings, **fits})
+        left_out = {name: p.default for name, p in inspect.signature(fit).parameters.items()}
+        check({**left_out, "epochs": 1, "model": model, "strategy": strategy, **settings})
         self.model, self.strategy, self.settings = bare(model), strategy, settings
         self.networks = nn.ModuleDict(strategy.modules())  # so that they move to the device with the model
         self.validation_attack = short_attack(validation_attack, threat_of(strategy))
         self.automatic_optimization = False
         self._fields = Fields.named(fields)
         self._rates = Rates(schedule, [], 0.0)
-        self._held = self._samples = self._unit = (
-            0  # batches and samples since the last step; samples that count as one loss
-        )
+        self._held = self._samples = 0  # since the last step: batches, samples
+        self._unit = 0  # samples that count as one loss
         self._seen = 0  # samples of this validation so far
         self._bad = torch.zeros((), dtype=torch.float64)
         told = {"strategy_name": strategy.name, "strategy_settings": strategy.settings()}

@@ -1,0 +1,128 @@
+"""Two processes under Lightning's DDP strategy train with the gradients of one, and make the examples of one.
+
+As a script, under torchrun, this file is one of those processes: it writes the gradients of every step.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import sparring as sp
+
+pl = pytest.importorskip("lightning.pytorch")
+
+from sparring.lightning import AdversarialCallback, AdversarialModule, Indexed  # noqa: E402  # which needs Lightning
+
+THREAT = sp.Linf(0.1)
+STRATEGIES = {
+    "pgd": lambda: sp.PGDTraining(THREAT, steps=2, alpha=0.5),
+    # one epoch: in the next a sample may be another process's, which has kept nothing for it
+    "kept": lambda: sp.PGDTraining(THREAT, steps=1, keep=True),
+    "yopo": lambda: sp.YOPO(THREAT, 2, 2),
+    "yopo-gradient": lambda: sp.YOPO(THREAT, 2, 2, form="gradient", collapse=False),
+    "free": lambda: sp.Free(THREAT, 3),
+    "trades": lambda: sp.TRADES(THREAT).with_(sp.EMA(0.9)),
+    "generator": lambda: sp.GeneratorTraining(THREAT, generator=nn.Linear(6, 6).double()),
+}
+LIMIT = 1e-10
+
+
+class Own(pl.LightningModule):
+    """A user's own, with automatic optimisation: DDP's reducer averages its gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Recorder(pl.Callback):
+    def __init__(self) -> None:
+        self.gradients: list[torch.Tensor] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.gradients.append(torch.cat([grad.flatten() for grad in grads]).clone())
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+
+
+def data() -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(24, 6, generator=generator, dtype=torch.float64)
+    return TensorDataset(x, torch.randint(0, 3, (24,), generator=generator))
+
+
+def trained(name: str, processes: int) -> dict[str, Any]:
+    """The gradients of every step, and the weights, with a global batch of 8."""
+    torch.manual_seed(3)
+    recorder = Recorder()
+    if name == "callback":
+        module: Any = Own()
+        callbacks = [recorder, AdversarialCallback(sp.PGDTraining(THREAT, steps=2))]
+    else:
+        accumulate = 2 if name == "pgd" else 1
+        module = AdversarialModule(network(), STRATEGIES[name](), max_grad_norm=0.5, accumulate=accumulate)
+        callbacks = [recorder]
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=1 if name == "kept" else 2, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
+    )  # fmt: skip
+    numbered = Indexed(data()) if name == "kept" else data()
+    # Lightning would shuffle in many processes, and not in one
+    dealt = DistributedSampler(numbered, processes, int(os.environ.get("RANK", 0)))
+    trainer.fit(module, DataLoader(numbered, batch_size=8 // processes, sampler=dealt), None)
+    weights = torch.cat([p.detach().flatten() for p in module.parameters()])
+    found = {"gradients": recorder.gradients, "weights": weights}
+    if name == "trades":
+        measured = trainer.validate(module, DataLoader(data(), batch_size=8 // processes), verbose=False)
+        found["measured"] = torch.tensor(list(measured[0].values()))
+        found["average"] = torch.cat(
+            [p.flatten() for p in module.strategy.parts[-1].averaged(module.model).parameters()]
+        )
+    return found
+
+
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, __file__, str(tmp_path)], capture_output=True, text=True, timeout=280, env=quiet)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in [*STRATEGIES, "callback"]:
+        alone = trained(name, 1)
+        both = torch.load(tmp_path / f"{name}.pt")
+        steps = len(alone["gradients"])
+        assert steps == {"pgd": 4, "free": 18, "generator": 12, "kept": 3}.get(name, 6)
+        assert len(both["gradients"]) == steps, name
+        for one, two in zip(alone.pop("gradients"), both.pop("gradients"), strict=True):
+            assert one.abs().max() > 1e-4
+            assert (one - two).abs().max() < LIMIT, name
+        for what, value in alone.items():
+            assert (value - both[what]).abs().max() < LIMIT, (name, what)
+
+
+if __name__ == "__main__":
+    for case in [*STRATEGIES, "callback"]:
+        result = trained(case, 2)
+        if torch.distributed.get_rank() == 0:
+            torch.save(result, Path(sys.argv[1]) / f"{case}.pt")
