@@ -98,7 +98,7 @@ def test_claims_are_not_believed(
     monkeypatch.setitem(verdict.METHODS, "liar", liar)
     row = verdict.measure(network, "liar", 4, torch.device("cpu"), 0)
     assert row["robust"] == [1, 2, 3]
-    assert row["unshown"] == 3
+    assert (row["unshown"], row["claimed"]) == (3, 0)
 
 
 def test_a_random_network_is_asked_until_most_answers_agree(verdict: ModuleType) -> None:
@@ -173,6 +173,19 @@ def made(robust: int, passes: int = 100, warnings: tuple[str, ...] = (), seconds
 def test_targets_are_held(verdict: ModuleType, name: str, ours: Any, theirs: Any, faults: list[str]) -> None:
     tables = sys.modules["verdict_tables"]
     assert tables.faults(name, {"adaptive": ours, "torchattacks": theirs}, 100) == faults
+
+
+def test_a_random_network_is_told_by_the_methods_word_and_by_most_answers(
+    verdict: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = sys.modules["verdict_tables"]
+    rows = {"adaptive": made(41) | {"claimed": 40}, "PGD-20": made(43) | {"claimed": 21}}
+    document = {"settings": {"images": 100}, "rows": {"fashion-noisy": rows, "fashion-pgd-trained": rows}}
+    tables.random_table(document, list(document["rows"]), ["adaptive", "PGD-20"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| fashion")]
+    assert len(lines) == 1
+    assert "40.0 → 41.0" in lines[0]
+    assert "21.0 → 43.0" in lines[0]
 
 
 def test_hard_networks_hide_the_gradient_and_keep_the_answer(verdict: ModuleType) -> None:

@@ -64,8 +64,8 @@ def evaluate(
     batch_size: samples attacked together; memory is bounded by it, whatever the size of the data set.
     seed: fixes every random draw; results do not depend on the batch size (in float32: but for the rounding of kernels).
     A model that is random by itself draws by `seed` too, but in the order of its batches. The default finds it out and lets
-    most of 25 draws decide; under other attacks a success needs two draws in a row, the attack's and the one that
-    confirms. Wrap it in `sp.expectation` for a steady verdict.
+    most of 25 draws decide (of up to 200 where those leave it open); under other attacks a success needs two draws in a
+    row, the attack's and the one that confirms. Wrap it in `sp.expectation` for a steady verdict.
     device: where to run (default: where the model is); the model goes back afterwards.
     out: a folder for the result (see `EvaluationResult.save`). Killed at any moment and started again with the same `out`,
     the evaluation goes on where it was and ends with the same result.
