@@ -163,6 +163,8 @@ def fit(
     with ExitStack() as stack:
         together = stack.enter_context(crew(place))
         feed = Feed(data, batch_size, seed, rank=together.rank, size=together.size)
+        if len(amounts := set(together.gather(feed.available))) > 1:
+            raise ValueError(f"processes were given {sorted(amounts)} samples: expected all of the data in each")
         held, said = prepare(validation, feed, strategy, validation_attack, validation_samples)
         tuning = Tuning(model, freeze, head, head_epochs, body_lr)
         model.to(place, memory_format=torch.channels_last) if channels_last else model.to(place)  # type: ignore[call-overload]

@@ -50,6 +50,11 @@ class Folder:
         """Put the run where the folder's state left it; False where there is none. ValueError for one of other settings."""
         path = self.path / checkpoint.STATE
         state = checkpoint.read_state(path)
+        seen = run.crew.gather(state is not None)
+        if len(set(seen)) > 1:
+            raise ValueError(
+                f"process {seen.index(False)} does not see {path}: give out=, a folder on a file system that all processes share"
+            )
         if state is None:
             return False
         checkpoint.check_identity(path, state["identity"], self.identity)
