@@ -51,9 +51,12 @@ class Average(Part):
         if self.count == 1:
             self._average = {name: value.to(wide(value), copy=True) for name, value in now.items()}
             return
+        if self._average.keys() != now.keys():
+            raise ValueError(f"{type(self).__name__} has averaged another model: each training needs one of its own")
+        self._average = {name: average.to(now[name].device) for name, average in self._average.items()}
         floats = [name for name, value in now.items() if value.is_floating_point()]
         mine = [self._average[name] for name in floats]
-        torch._foreach_lerp_(mine, [now[name].to(a.device, a.dtype) for name, a in zip(floats, mine)], self.share())
+        torch._foreach_lerp_(mine, [now[name].to(a.dtype) for name, a in zip(floats, mine)], self.share())
         for name, value in now.items():
             if not value.is_floating_point():
                 self._average[name].copy_(value)

@@ -42,8 +42,8 @@ class Kept:
         if self.table is None:
             self.table = torch.zeros((need, *change.shape[1:]), dtype=torch.float16, device=change.device)
         if need > len(self.table):  # by more than what is needed, so that a first epoch doesn't copy at each batch
-            more = self.table.new_zeros((max(need, 2 * len(self.table)) - len(self.table), *self.table.shape[1:]))
-            self.table = torch.cat([self.table, more])
+            more = max(need - len(self.table), len(self.table) // 8)
+            self.table = torch.cat([self.table, self.table.new_zeros((more, *self.table.shape[1:]))])
         if len(self.known) < len(self.table):
             self.known = torch.cat([self.known, torch.zeros(len(self.table) - len(self.known), dtype=torch.bool)])
         self.table[indices.to(self.table.device)] = change.to(torch.float16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -72,42 +72,36 @@ class AdversarialTraining(Strategy):
         raise NotImplementedError
 
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
-        count = round(self.fraction * len(batch.x))
-        some = batch if self.fraction == 1 else first(batch, count)
-        made = self.examples(model, some) if count else None
+        count = len(batch.x) if self.fraction == 1 else round(self.fraction * len(batch.x))
+        some = first(batch, count)
+        made = self.examples(model, some) if count and self.alpha < 1 else None
+        if made is None:
+            shown = [Shown("clean", batch.x, batch.y, 1.0)]
+        else:
+            clean = slice(0 if self.fraction == 1 else count, None)
+            shown = [Shown("clean", batch.x[clean], batch.y[clean], self.alpha)]
+            shown += [Shown("adversarial", made, some.y, 1 - self.alpha)]
+        yield Loss(lambda seen: self._mean(seen, model, [each for each in shown if each.weight and len(each.y)]))
 
-        def mixture(seen: Seen) -> Tensor:
-            if made is None:
-                clean, adversarial = (batch.x, batch.y), None
-            elif self.fraction < 1:
-                clean, adversarial = (batch.x[count:], batch.y[count:]), (made, some.y)
-            elif self.alpha:
-                clean, adversarial = (batch.x, batch.y), (made, some.y)
-            else:
-                clean, adversarial = None, (made, some.y)
-            return self.learn(seen, model, clean, adversarial)
-
-        yield Loss(mixture)
-
-    def learn(
-        self, seen: Seen, model: nn.Module, clean: tuple[Tensor, Tensor] | None, made: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        """The weighted mean of the cross-entropy over clean samples and adversarial ones, from one forward."""
-        branch = "clean" if made is None else "adversarial"
-        named = {"clean": clean, "adversarial": made}
-        given = {name: pair for name, pair in named.items() if pair is not None and len(pair[1])}
-        x, y = (torch.cat(parts) if len(given) > 1 else parts[0] for parts in zip(*given.values(), strict=True))
-        logits = self.forward(model, x, y, branch)
+    def _mean(self, seen: Seen, model: nn.Module, shown: list[Shown]) -> Tensor:
+        """The weighted mean of the cross-entropy over all these samples, from one forward."""
+        sizes = [len(each.y) for each in shown]
+        x, y = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*((e.x, e.y) for e in shown)))
+        logits = self.forward(model, x, y, shown[-1].name)
         losses = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing, reduction="none")
-        if len(given) == 1:
-            seen.add(next(iter(given)), logits, y)
-            return losses.mean()
-        total, weights, place = losses.new_zeros(()), 0.0, 0
-        for (name, (_, labels)), weight in zip(given.items(), (self.alpha, 1 - self.alpha), strict=True):
-            part = slice(place, place := place + len(labels))
-            seen.add(name, logits[part], labels)
-            total, weights = total + weight * losses[part].sum(), weights + weight * len(labels)
-        return total / weights
+        for each, answers in zip(shown, torch.split(logits, sizes)):
+            seen.add(each.name, answers, each.y)
+        totals = [each.weight * part.sum() for each, part in zip(shown, torch.split(losses, sizes))]
+        return torch.stack(totals).sum() / sum(each.weight * size for each, size in zip(shown, sizes))
+
+
+class Shown(NamedTuple):
+    """Samples to learn from: what they are, x (N, *S), y (N,), and how much each counts."""
+
+    name: str
+    x: Tensor
+    y: Tensor
+    weight: float
 
 
 def check_attack(name: str, attack: Attack) -> None:
@@ -128,7 +122,7 @@ class Mixed(AdversarialTraining):
     """α · L(x) + (1 − α) · L(x_adv), with any attack; x_adv constant in the gradient. Goodfellow et al. (2015).
 
     attack: any sparring attack; its own `stop_when_fooled` holds. alpha, fraction: see `AdversarialTraining`.
-    Passes a batch, with K attack steps: K + 2; K + 1 where alpha = 0; 1 + K · fraction where fraction < 1.
+    Passes a batch, with K attack steps: K + 2; K + 1 where alpha = 0; 1 + K · fraction where fraction < 1; 1 where alpha = 1.
     """
 
     attack: Attack
