@@ -73,7 +73,7 @@ def data() -> TensorDataset:
     return TensorDataset(x, torch.randint(0, 3, (24,), generator=generator))
 
 
-def trained(name: str, processes: int) -> dict[str, Any]:
+def trained(name: str, processes: int, folder: Path) -> dict[str, Any]:
     """The gradients of every step, and the weights, with a global batch of 8."""
     torch.manual_seed(3)
     recorder = Recorder()
@@ -84,9 +84,10 @@ def trained(name: str, processes: int) -> dict[str, Any]:
         accumulate = 2 if name == "pgd" else 1
         module = AdversarialModule(network(), STRATEGIES[name](), max_grad_norm=0.5, accumulate=accumulate)
         callbacks = [recorder]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(
-        accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=1 if name == "kept" else 2, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
+        accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", callbacks=callbacks,
+        max_epochs=1 if name == "kept" else 2, enable_checkpointing=False, **quiet,
     )  # fmt: skip
     numbered = Indexed(data()) if name == "kept" else data()
     # Lightning would shuffle in many processes, and not in one
@@ -94,6 +95,12 @@ def trained(name: str, processes: int) -> dict[str, Any]:
     trainer.fit(module, DataLoader(numbered, batch_size=8 // processes, sampler=dealt), None)
     weights = torch.cat([p.detach().flatten() for p in module.parameters()])
     found = {"gradients": recorder.gradients, "weights": weights}
+    if name == "free":
+        place = folder / "free.ckpt"
+        trainer.save_checkpoint(place)
+        ranks = torch.load(place)["sparring"]["ranks"]
+        # dealt out like cards
+        found["kept"] = torch.stack([rank["perturbation"] for rank in ranks], 1).flatten(0, 1)
     if name == "trades":
         measured = trainer.validate(module, DataLoader(data(), batch_size=8 // processes), verbose=False)
         found["measured"] = torch.tensor(list(measured[0].values()))
@@ -109,7 +116,7 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     done = subprocess.run([*command, __file__, str(tmp_path)], capture_output=True, text=True, timeout=280, env=quiet)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in [*STRATEGIES, "callback"]:
-        alone = trained(name, 1)
+        alone = trained(name, 1, tmp_path)
         both = torch.load(tmp_path / f"{name}.pt")
         steps = len(alone["gradients"])
         assert steps == {"pgd": 4, "free": 18, "generator": 12, "kept": 3}.get(name, 6)
@@ -123,6 +130,6 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     for case in [*STRATEGIES, "callback"]:
-        result = trained(case, 2)
+        result = trained(case, 2, Path(sys.argv[1]))
         if torch.distributed.get_rank() == 0:
             torch.save(result, Path(sys.argv[1]) / f"{case}.pt")

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sparring.training.strategy import Strategy
+
 NUMBERS = ("index", "indices")  # what a dict calls the samples' numbers
 Names = Sequence[str | int]
 
@@ -89,13 +91,25 @@ class Fields:
         return " and ".join(repr(place) for place in (self.x, self.y, self.numbers) if place is not None)
 
 
-def places(count: int, rank: int, size: int, before: int = 0) -> Tensor:
-    """Numbers (count,) for samples that carry none: their places in the batch of all processes together.
+def places(numbers: Tensor | None, count: int, trainer: Any, before: int = 0) -> Tensor:
+    """The samples' numbers (count,), or for samples that carry none their places in the batch of all processes together.
 
     A distributed sampler deals the samples out like cards, so process r's i-th is number i · size + r of them all: random
-    draws keyed by it are those that one process would make for the same sample.
+    draws keyed by it are those that one process would make for the same sample. before: samples of this process so far.
     """
-    return (before + torch.arange(count)) * size + rank
+    if numbers is not None:
+        return numbers.detach().cpu()
+    return (before + torch.arange(count)) * int(trainer.world_size) + int(trainer.global_rank)
+
+
+def learned(strategy: Strategy, numbers: Tensor | None, count: int, trainer: Any) -> Tensor:
+    """`places`, of samples to learn from. ValueError where the strategy must know which ones they are."""
+    if numbers is None and strategy.needs_indices:
+        raise ValueError(
+            f"{strategy.name} keeps something for every sample, and the batch doesn't tell which ones it holds: wrap the data "
+            "set, sparring.lightning.Indexed(data), so that batches are (x, y, number)"
+        )
+    return places(numbers, count, trainer)
 
 
 def _numbers(value: Any) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 from sparring.attacks.base import Attack
 from sparring.attacks.inputs import check_labels
 from sparring.lightning import states
-from sparring.lightning.batches import Fields, Names, places
+from sparring.lightning.batches import Fields, Names, learned, places
 from sparring.lightning.limits import refuse
 from sparring.lightning.measuring import casting, measured, precision, short_attack
 from sparring.threat import Threat
@@ -111,8 +111,8 @@ class Sparring(Host):
         fields = self._fields or Fields.of(batch)
         x, y, numbers = fields.read(batch)
         y = check_labels(y, x)
-        indices = places(len(y), trainer.global_rank, trainer.world_size) if numbers is None else numbers.cpu()
         strategy, model = self.strategy, self._logits(pl_module)
+        indices = learned(strategy, numbers, len(y), trainer)
         assert isinstance(strategy, AdversarialTraining)
         asked = Batch(x.detach(), y, indices, strategy.batches)
         strategy.statistics.check(model, x)
@@ -157,7 +157,7 @@ class Sparring(Host):
         if not self._left:
             return
         x, y, numbers = (self._fields or Fields.of(batch)).read(batch)
-        indices = places(len(y), trainer.global_rank, trainer.world_size, self._seen) if numbers is None else numbers
+        indices = places(numbers, len(y), trainer, self._seen)
         x, y, indices = x[: self._left], y[: self._left], indices[: self._left]
         self._left, self._seen = self._left - len(y), self._seen + len(y)
         found = measured(self._logits(pl_module), self.validation_attack, x, y, indices, precision(trainer))

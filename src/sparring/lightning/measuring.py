@@ -59,6 +59,5 @@ def measured(
         some = clean.nonzero().flatten()
         if len(some):
             attack = attack if cast is None or attack.autocast is not None else replace(attack, autocast=cast)
-            chosen = indices.to("cpu")[some.cpu()]
-            robust[some] = attack(model, x[some], y[some], indices=chosen).prediction == y[some]
+            robust[some] = attack(model, x[some], y[some], indices=indices[some.cpu()]).prediction == y[some]
         return clean, robust

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparring.attacks.base import Attack
 from sparring.lightning import states
-from sparring.lightning.batches import Fields, Names, places
+from sparring.lightning.batches import Fields, Names, learned, places
 from sparring.lightning.limits import refuse
 from sparring.lightning.measuring import casting, measured, precision, short_attack
 from sparring.training import fit, optimizing
@@ -146,7 +146,7 @@ class Adversarial(Host):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         x, y, numbers = (self._fields or Fields.of(batch)).read(batch)
         trainer, count = self.trainer, len(y)
-        indices = places(count, trainer.global_rank, trainer.world_size) if numbers is None else numbers
+        indices = learned(self.strategy, numbers, count, trainer)
         self._unit = self._unit if self._held else count * self.settings["accumulate"]
         self._held, self._samples = self._held + 1, self._samples + count
         ends = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
@@ -249,8 +249,7 @@ class Adversarial(Host):
 
     def _measure(self, stage: str, batch: Any) -> None:
         x, y, numbers = (self._fields or Fields.of(batch)).read(batch)
-        rank, size = self.trainer.global_rank, self.trainer.world_size
-        indices = places(len(y), rank, size, self._seen) if numbers is None else numbers
+        indices = places(numbers, len(y), self.trainer, self._seen)
         self._seen += len(y)
         with self.deployed():
             clean, robust = measured(self.model, self.validation_attack, x, y, indices, precision(self.trainer))
