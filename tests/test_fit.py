@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, WeightedRandomSampler
 
 import sparring as sp
 from sparring import zoo
-from sparring.training import EMA, FastFGSM, Loss, MaxNorm, Mixed, PGDTraining, Standard, Strategy, fit
+from sparring.training import EMA, SWA, YOPO, FastFGSM, Loss, MaxNorm, Mixed, PGDTraining, Standard, Strategy, fit
 from sparring.training.feed import Feed
 
 THREAT = sp.Linf(0.3, bounds=None)
@@ -467,3 +467,55 @@ def test_adversarial_training_gives_up_the_feature_that_does_not_hold() -> None:
         held.append(1 - attack(model, x, y).success.float().mean().item())
     assert held[0] < 0.3
     assert held[1] > 0.8
+
+
+def test_a_loader_is_more_than_its_data_set() -> None:
+    x, y = problem()
+    doubled = DataLoader(TensorDataset(x, y), batch_size=8, collate_fn=lambda items: (
+        torch.stack([2 * item[0] for item in items]), torch.stack([item[1] for item in items])))  # fmt: skip
+    feed = Feed(doubled, None, 0)
+    chunk = next(iter(feed.batches(0, feed.order(0))))
+    assert torch.equal(chunk.x, 2 * x[chunk.indices])
+    part = Feed(Subset(TensorDataset(x, y), [5, 9, 2]), 8, 0)
+    assert part.memory is not None
+    assert torch.equal(part.take(torch.tensor([2, 0]))[0], x[[2, 5]])
+
+
+def test_averaged_weights_get_batchnorm_statistics_of_their_own() -> None:
+    x, y = problem()
+    model, swa = network(nn.BatchNorm1d(16, momentum=0.001)), SWA(0)
+    fit(model, (x, y), Standard().with_(swa), epochs=2, batch_size=32, validation=False)
+    inside = F.linear(x, model[0].weight, model[0].bias)
+    torch.testing.assert_close(model[1].running_mean, inside.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model[1].running_var, inside.var(0), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", [PGDTraining(THREAT, steps=2), YOPO(THREAT, m=2, n=2, collapse=False)])
+def test_a_gradient_scaler_changes_nothing_but_the_rounding(
+    strategy: Strategy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparring.training import fitting
+
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda kind: scaler(kind, init_scale=256.0)
+    )  # so that no step is left out
+    found = []
+    for dtype in (None, torch.float16):
+        monkeypatch.setattr(fitting, "precision_of", lambda name, device, dtype=dtype: dtype)
+        model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+        model.load_state_dict(
+            {key: torch.linspace(-1, 1, t.numel()).view_as(t) for key, t in model.state_dict().items()}
+        )
+        fit(model, problem(), strategy, epochs=2, lr=0.02, batch_size=32, max_grad_norm=1.0, validation=False)
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    moved = (found[0] - torch.cat([torch.linspace(-1, 1, n) for n in (96, 16, 48, 3)])).norm()
+    assert moved > 0.05
+    assert (found[0] - found[1]).norm() < 0.05 * moved
+
+
+def test_kept_perturbations_and_augmentation_do_not_go_together() -> None:
+    images = torch.rand(32, 1, 8, 8), torch.arange(32) % 3
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(ValueError, match="which augment would move"):
+        fit(model, images, PGDTraining(sp.Linf(0.1), steps=1, keep=True), epochs=1, augment="mirror-shift")

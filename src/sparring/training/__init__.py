@@ -2,15 +2,15 @@
 
 from sparring.training.averaging import EMA, SWA
 from sparring.training.awp import AWP
+from sparring.training.callbacks import Callback, MaxNorm
 from sparring.training.diagnosis import Diagnosis, diagnose
 from sparring.training.fast import NFGSM, FastFGSM, GradAlign
 from sparring.training.findings import Finding
-from sparring.training.fitting import Callback, FitResult, Progress, Run, fit
+from sparring.training.fitting import FitResult, Progress, Run, fit
 from sparring.training.free import Free
 from sparring.training.generator import GeneratorTraining
 from sparring.training.health import HealthCheck
 from sparring.training.history import Epoch
-from sparring.training.maxnorm import MaxNorm
 from sparring.training.parts import Part
 from sparring.training.recalibration import recalibrate
 from sparring.training.sources import AdvProp, EnsembleTraining

@@ -17,7 +17,9 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    Subset,
     TensorDataset,
+    default_collate,
 )
 from torch.utils.data.distributed import DistributedSampler
 
@@ -48,7 +50,8 @@ class Feed:
         self.seed, self.rank, self.size = seed, rank, size
         self.loader = data if isinstance(data, DataLoader) else None
         self.data: Any = data if self.loader is None else self.loader.dataset
-        self.memory = _in_memory(self.data)
+        plain = self.loader is None or self.loader.collate_fn is default_collate
+        self.memory = _in_memory(self.data) if plain else None
         if self.memory is None and (isinstance(self.data, IterableDataset) or not _is_map(self.data)):
             raise TypeError(f"data is {type(self.data).__name__}: expected {KINDS}, since samples are known by number")
         known: Any = self.data if self.memory is None else self.memory[0]
@@ -178,6 +181,9 @@ def _is_map(data: Any) -> bool:
 
 def _in_memory(data: Any) -> tuple[Tensor, Tensor] | None:
     """(x, y) of a data set that has them as they are; None of one that makes its samples."""
+    if type(data) is Subset:
+        whole = _in_memory(data.dataset)
+        return None if whole is None else (whole[0][data.indices], whole[1][data.indices])
     if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor):
         x, y = data[0], torch.as_tensor(data[1])
     elif isinstance(data, TensorDataset) and len(data.tensors) == 2:

@@ -16,6 +16,7 @@ from sparring.evaluation.placing import own_device
 from sparring.evaluation.randomness import OwnRandomness
 from sparring.training import optimizing
 from sparring.training.augmentation import mirror_and_shift
+from sparring.training.callbacks import Callback
 from sparring.training.checkpoint import core
 from sparring.training.feed import Feed
 from sparring.training.folder import Folder
@@ -23,7 +24,7 @@ from sparring.training.health import HealthCheck
 from sparring.training.history import Bar, Epoch, Progress, Show, check_loggers, has_tensorboard
 from sparring.training.limits import Limits
 from sparring.training.optimizing import Optimizer, Rates, Schedule, Tuning
-from sparring.training.run import Callback, Run
+from sparring.training.run import Run
 from sparring.training.settings import check, identity, precision_of
 from sparring.training.strategy import Strategy
 from sparring.training.team import bare, crew

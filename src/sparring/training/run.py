@@ -8,34 +8,26 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparring.training.averaging import Average
+from sparring.training.averaging import SWA, Average
+from sparring.training.callbacks import Callback
 from sparring.training.checkpoint import copied, weights
 from sparring.training.feed import Chunk, Feed, groups
 from sparring.training.history import Epoch, Progress
 from sparring.training.ledger import Ledger, NotFinite, Tally
 from sparring.training.limits import Limits
 from sparring.training.optimizing import Rates, Tuning
+from sparring.training.recalibration import recalibrate
 from sparring.training.strategy import Batch, Loss, Strategy
 from sparring.training.team import Crew
 from sparring.training.validation import Validation
 
 EVERY = 20  # batches between two looks at what lies on a GPU
-
-
-class Callback(Protocol):
-    """What looks at a training after every epoch, and may act: `run.note(text)`, `run.roll_back()`, `run.strategy = …`.
-
-    `after_step(run)`, where there is one, is called after every step of the model's optimiser. `state_dict()` and
-    `load_state_dict(state, run)`, where there are any, are kept in the checkpoint; loading comes before the strategy's
-    own state is loaded, so a strategy that was replaced is replaced again.
-    """
-
-    def after_epoch(self, run: Run) -> None: ...
+SETTLING = 40  # batches that BatchNorm statistics of averaged weights are estimated from
 
 
 @dataclass(eq=False, kw_only=True)
@@ -176,15 +168,11 @@ class Run:
         return True
 
     def _batch(self, chunk: Chunk, weight: float, samples: int, last: bool) -> None:
-        x, y = chunk.x.to(self.device, non_blocking=True), chunk.y.to(self.device, non_blocking=True)
-        if self.augment is not None:
-            x = self.augment(x, chunk.indices, self.step)
-        if self.channels_last and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+        batch = self._prepared(chunk)
         updates = 0
-        for loss in self.strategy(self.model, Batch(x, y, chunk.indices, self.step)):
+        for loss in self.strategy(self.model, batch):
             self._backward(loss, weight)
-            self.ledger.add(loss, len(y), self.epoch, self.position)
+            self.ledger.add(loss, len(batch.y), self.epoch, self.position)
             if not loss.update:
                 continue
             updates += 1
@@ -197,6 +185,14 @@ class Run:
                 self._update(loss.owner, samples)
             else:
                 loss.update = False
+
+    def _prepared(self, chunk: Chunk) -> Batch:
+        x, y = chunk.x.to(self.device, non_blocking=True), chunk.y.to(self.device, non_blocking=True)
+        if self.augment is not None:
+            x = self.augment(x, chunk.indices, self.step)
+        if self.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return Batch(x, y, chunk.indices, self.step)
 
     def _backward(self, loss: Loss, weight: float) -> None:
         value = loss.value
@@ -264,6 +260,8 @@ class Run:
         """The end of an epoch: validate, remember the best, let callbacks look, keep."""
         row = self._row()
         due = (self.epoch + 1) % self.evaluate_every == 0 or self.epoch + 1 == self.epochs
+        if due:
+            self._settle()
         if self.validation is not None and due:
             row = self._validated(row)
         self.history.append(row)
@@ -278,6 +276,13 @@ class Run:
             self.good = self._snapshot()
         self.counted = copy.copy(self.strategy.passes)
         self.keep(self)
+
+    def _settle(self) -> None:
+        """Means of weights are a network that never learned: its BatchNorm statistics, from the training mixture."""
+        if any(isinstance(part, SWA) and part.count for part in self.strategy.parts):
+            order = self.feed.order(self.epoch)[:SETTLING]
+            with self.deployed():
+                recalibrate(self.model, map(self._prepared, self.feed.batches(self.epoch, order)), self.strategy)
 
     def _row(self) -> Epoch:
         now, before = asdict(self.strategy.passes), asdict(self.counted)

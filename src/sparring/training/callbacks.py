@@ -1,13 +1,26 @@
-"""A bound on the norm of every unit's weights, in place of weight decay."""
+"""What may look at a training, or act on it, from outside."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
 
-from sparring.training.run import Run
+if TYPE_CHECKING:
+    from sparring.training.run import Run
+
+
+class Callback(Protocol):
+    """What looks at a training after every epoch, and may act: `run.note(text)`, `run.roll_back()`, `run.strategy = …`.
+
+    `after_step(run)`, where there is one, is called after every step of the model's optimiser. `state_dict()` and
+    `load_state_dict(state, run)`, where there are any, are kept in the checkpoint; loading comes before the strategy's
+    own state is loaded, so a strategy that was replaced is replaced again.
+    """
+
+    def after_epoch(self, run: Run) -> None: ...
 
 
 @dataclass(frozen=True)
