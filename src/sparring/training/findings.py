@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,7 @@ GAP = 0.10  # of accuracy, batch over running statistics
 OFF = 0.5  # a layer's shift or stretch from which its running statistics are another network's
 SCALE = 3.0  # factor between running and data σ of the first layer
 UPDATES = 4.0  # over the momentum: by then all but 2% of what a layer began with is gone
+HURTS = 0.01  # nats: what an example must raise the loss by to matter
 USELESS = 0.5  # what another mode's examples raise the loss by, over what the own mode's do
 CONSTANT = 0.95  # of the answers, one class
 MASKED = 0.5  # many-step over one-step accuracy, below which one step no longer finds what many do
@@ -139,7 +141,7 @@ def input_scale(first: LayerDrift) -> float | None:
     factor = abs(math.log(first.scale))
     if factor < math.log(SCALE) or first.spread > factor / 2:
         return None
-    begun = first.fresh > 0 and first.remainder < 0.25 * math.hypot(first.shift, first.stretch)
+    begun = _left(first) > 0.02 and first.fresh > 0 and first.remainder < 0.25 * math.hypot(first.shift, first.stretch)
     return None if begun else first.scale
 
 
@@ -158,7 +160,7 @@ def useless_gradients(seen: Symptoms, crafts_with: str) -> Iterator[Finding]:
     if not seen.gain or crafts_with == other:
         return
     own, crossed = seen.gain[other][other], seen.gain[crafts_with][other]
-    if own > 0 and crossed < USELESS * own:
+    if own > HURTS and crossed < USELESS * own:
         yield Finding(
             "mode-gradients",
             "examples crafted with running statistics hardly hurt the network as it trains",
@@ -226,11 +228,9 @@ def robust_overfitting(history: Sequence[Any]) -> Iterator[Finding]:
     if len(rows) < 4:
         return
     best = max(range(len(rows)), key=lambda i: rows[i][1])
-    latest = sum(row[1] for row in rows[-2:]) / 2  # of two: one epoch's accident is no trend
-    around = rows[max(best - 1, 0) : best + 2]
-    height = sum(row[1] for row in around) / len(around)
+    means = [(one[1] + other[1]) / 2 for one, other in pairwise(rows)]  # of two: one epoch's accident is no trend
     trained = rows[best][2], rows[-1][2]
-    if best >= len(rows) - 2 or height - latest < OVERFITTED:
+    if best >= len(rows) - 2 or max(means) - means[-1] < OVERFITTED:
         return
     if trained[0] is not None and trained[1] is not None and trained[1] < trained[0]:
         return  # the training samples get worse, too: whatever it is, it is not overfitting
@@ -240,7 +240,7 @@ def robust_overfitting(history: Sequence[Any]) -> Iterator[Finding]:
     yield Finding(
         "robust-overfitting",
         "robust accuracy on held-out samples falls while training goes on",
-        f"{rows[best][1]:.1%} in epoch {rows[best][0]}, {latest:.1%} over the last two{rising}",
+        f"{rows[best][1]:.1%} in epoch {rows[best][0]}, {means[-1]:.1%} over the last two{rising}",
         "keep the best epoch's weights (fit does), stop there, or train with sp.AWP, sp.EMA, more data or augmentation",
     )
 
