@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -169,3 +170,28 @@ def test_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "last.safetensors")["weight"], before["weight"])
     with pytest.raises(ValueError, match="is a file: expected a folder"):
         fit(nn.Linear(5, 2), problem(), Standard(), epochs=2, out=tmp_path / "state.pt")
+
+
+def test_interrupted_while_it_validates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparring.training.validation import Validation
+
+    whole = nn.Linear(5, 2)
+    nn.init.ones_(whole.weight)
+    model = copy.deepcopy(whole)
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 8}
+    expected = fit(whole, problem(), Standard(), **settings)
+
+    def interrupted(self: Validation, model: nn.Module, crew: Any, stopped: Any, seed: int = 0) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        stopped()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Validation, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, problem(), Standard(), out=tmp_path, **settings)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert (state["epoch"], state["position"]) == (0, 5), "the first epoch is learned, and not validated"
+    found = fit(nn.Linear(5, 2), problem(), Standard(), out=tmp_path, **settings)
+    assert [row.loss for row in found.history] == [row.loss for row in expected.history]
+    assert [row.validation_accuracy for row in found.history] == [row.validation_accuracy for row in expected.history]
+    assert torch.equal(load_file(tmp_path / "last.safetensors")["weight"], whole.weight)

@@ -265,7 +265,7 @@ class Run:
         if self.validation is not None and due:
             row = self._validated(row)
         self.history.append(row)
-        if row.score is not None and (self.best is None or row.score > (self.best.score or ())):
+        if row.score is not None and (self.best is None or row.score >= (self.best.score or ())):
             self.best, self.best_weights = row, self.weights()
         self._rolled = False
         for callback in self.callbacks:

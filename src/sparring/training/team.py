@@ -71,6 +71,7 @@ def crew(device: torch.device | None) -> Iterator[Crew]:
     with joined() as team:
         group = team.group
         if device is not None and device.type == "cuda":
+            torch.cuda.set_device(device)
             group = distributed.new_group(backend="nccl")
         try:
             yield Crew(team, group)

@@ -95,7 +95,7 @@ def prepare(
         x, y = feed.take(numbers)
         said = (
             f"no validation data given: {count:,} of {feed.available:,} training samples are held out to validate on, and "
-            "not learned from (validation=False learns from all)"
+            "not learned from"
         )
     else:
         source = Feed(given, None, 0)
