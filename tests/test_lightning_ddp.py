@@ -34,6 +34,7 @@ STRATEGIES = {
     "generator": lambda: sp.GeneratorTraining(THREAT, generator=nn.Linear(6, 6).double()),
 }
 LIMIT = 1e-10
+NORMS = "bn"  # a network with BatchNorm: what its buffers see differs, and is averaged
 
 
 class Own(pl.LightningModule):
@@ -62,9 +63,10 @@ class Recorder(pl.Callback):
         self.gradients.append(torch.cat([grad.flatten() for grad in grads]).clone())
 
 
-def network() -> nn.Module:
+def network(norm: bool = False) -> nn.Module:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    middle = [nn.BatchNorm1d(8)] if norm else []
+    return nn.Sequential(nn.Linear(6, 8), *middle, nn.Tanh(), nn.Linear(8, 3)).double()
 
 
 def data() -> TensorDataset:
@@ -82,7 +84,8 @@ def trained(name: str, processes: int, folder: Path) -> dict[str, Any]:
         callbacks = [recorder, AdversarialCallback(sp.PGDTraining(THREAT, steps=2))]
     else:
         accumulate = 2 if name == "pgd" else 1
-        module = AdversarialModule(network(), STRATEGIES[name](), max_grad_norm=0.5, accumulate=accumulate)
+        made = STRATEGIES["yopo" if name == NORMS else name]()
+        module = AdversarialModule(network(name == NORMS), made, max_grad_norm=0.5, accumulate=accumulate)
         callbacks = [recorder]
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(
@@ -95,6 +98,8 @@ def trained(name: str, processes: int, folder: Path) -> dict[str, Any]:
     trainer.fit(module, DataLoader(numbered, batch_size=8 // processes, sampler=dealt), None)
     weights = torch.cat([p.detach().flatten() for p in module.parameters()])
     found = {"gradients": recorder.gradients, "weights": weights}
+    if name == NORMS:
+        found |= {"state": module.model.state_dict(), "own": module.strategy.statistics.drift.state_dict()}
     if name == "free":
         place = folder / "free.ckpt"
         trainer.save_checkpoint(place)
@@ -127,9 +132,20 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
         for what, value in alone.items():
             assert (value - both[what]).abs().max() < LIMIT, (name, what)
 
+    norms = torch.load(tmp_path / f"{NORMS}.pt")
+    assert norms[0][1:] == norms[1][1:]  # parameters and running statistics
+    assert norms[0][0] != norms[1][0]  # what they learned from
+
 
 if __name__ == "__main__":
     for case in [*STRATEGIES, "callback"]:
         result = trained(case, 2, Path(sys.argv[1]))
         if torch.distributed.get_rank() == 0:
             torch.save(result, Path(sys.argv[1]) / f"{case}.pt")
+    result = trained(NORMS, 2, Path(sys.argv[1]))
+    everybodys: list[Any] = [None, None]
+    torch.distributed.all_gather_object(
+        everybodys, [str(result["own"]), *(v.tolist() for v in result["state"].values())]
+    )
+    if torch.distributed.get_rank() == 0:
+        torch.save(everybodys, Path(sys.argv[1]) / f"{NORMS}.pt")

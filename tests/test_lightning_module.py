@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 import sparring as sp
 import sparring.lightning
-from sparring.lightning.limits import refuse
+from sparring.lightning.limits import refuse, refuse_by_hand
 from sparring.training.feed import Feed
 from sparring.training.strategy import Strategy
 
 pl = pytest.importorskip("lightning.pytorch")
 
 from lightning.pytorch.plugins import MixedPrecision, Precision  # noqa: E402
+from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
 
 from sparring.lightning import AdversarialModule, Indexed  # noqa: E402  # which needs Lightning
 
@@ -290,6 +291,8 @@ def test_schedules_end_with_the_steps() -> None:
 def test_bad_settings_are_said_at_once() -> None:
     with pytest.raises(TypeError, match="validation_attack"):
         AdversarialModule(network(), sp.Standard(), validation_attack=THREAT)
+    with pytest.raises(ValueError, match=r"such as sp.FMN\(threat\)"):
+        AdversarialModule(network(), sp.Mixed(sp.FMN(sp.L0(2))))
     with pytest.raises(TypeError, match="expected one such as"):
         AdversarialModule(network(), THREAT)
     with pytest.raises(ValueError, match="schedule='cosin'"):
@@ -332,6 +335,19 @@ def test_sync_batchnorm_is_refused_without_gpus() -> None:
     run = trainer(strategy="ddp", devices=2, sync_batchnorm=True)
     with pytest.raises(ValueError, match="GPUs only"):
         refuse(run)
+
+
+def test_what_goes_round_the_reducer_is_refused() -> None:
+    by_hook = DDPStrategy(ddp_comm_hook=lambda state, bucket: None)
+    for strategy in (DDPStrategy(static_graph=True), by_hook):
+        with pytest.raises(ValueError, match="averages gradients itself"):
+            refuse_by_hand(trainer(strategy=strategy, devices=2), sp.Standard())
+    synchronised = trainer(strategy="ddp", devices=2, sync_batchnorm=True)
+    for stops in (sp.PGDTraining(THREAT, stop_when_fooled=True), sp.Mixed(sp.PGD(THREAT, stop_when_fooled=True))):
+        with pytest.raises(ValueError, match="stop_when_fooled=True: each process"):
+            refuse_by_hand(synchronised, stops)
+        refuse_by_hand(trainer(strategy="ddp", devices=2), stops)
+    refuse_by_hand(synchronised, sp.PGDTraining(THREAT))
 
 
 def test_both_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sparring.training.strategy import Strategy
+
 SPREAD = ("FSDP", "DeepSpeed", "ModelParallel", "XLA")  # what the classes of such strategies are called
 
 
@@ -16,8 +18,28 @@ def refuse(trainer: Any) -> None:
             f"Trainer(strategy=…) is {kinds[0]}: adversarial training needs the whole network in each process, on one device "
             "or with strategy='ddp'"
         )
-    if getattr(trainer.strategy, "_layer_sync", None) is not None and trainer.strategy.root_device.type == "cpu":
+    if _synchronised(trainer) and trainer.strategy.root_device.type == "cpu":
         raise ValueError(
             "Trainer(sync_batchnorm=True): torch's SyncBatchNorm runs on GPUs only; leave it out on CPUs, where "
             "AdversarialModule averages the running statistics over the processes at every step"
         )
+
+
+def refuse_by_hand(trainer: Any, strategy: Strategy) -> None:
+    """ValueError for what would go wrong, or be passed over, where the gradients are averaged without DDP's reducer."""
+    settings = getattr(trainer.strategy, "_ddp_kwargs", {})
+    if settings.get("static_graph") or getattr(trainer.strategy, "_ddp_comm_hook", None) is not None:
+        raise ValueError(
+            "DDPStrategy(static_graph=…, ddp_comm_hook=…): AdversarialModule averages gradients itself, once before each "
+            "step; leave them out"
+        )
+    attack = getattr(strategy, "attack", None)
+    if _synchronised(trainer) and any(getattr(each, "stop_when_fooled", False) for each in (strategy, attack)):
+        raise ValueError(
+            f"{strategy.name} with stop_when_fooled=True: each process would ask its network another number of times, and "
+            "sync_batchnorm waits for all of them; use one or the other"
+        )
+
+
+def _synchronised(trainer: Any) -> bool:
+    return getattr(trainer.strategy, "_layer_sync", None) is not None

@@ -38,8 +38,12 @@ def casting(strategy: Strategy, dtype: torch.dtype | None, x: Tensor) -> Iterato
 
 def short_attack(attack: Attack | None, threat: Threat | None) -> Attack | None:
     """What to measure with: the user's, or a few steps of PGD. TypeError for what is no attack."""
-    if attack is None:
-        return None if threat is None else PGD(threat, STEPS, stop_when_fooled=True)
+    if attack is None and threat is None:
+        return None
+    if attack is None and threat is not None:
+        if threat.norm == "l0":
+            raise ValueError("validation_attack: there is no short one under l0; give one, such as sp.FMN(threat)")
+        return PGD(threat, STEPS, stop_when_fooled=True)
     if not isinstance(attack, Attack):
         raise TypeError(f"validation_attack={attack!r}: expected an attack, such as sp.PGD(sp.Linf(8/255), steps=10)")
     return replace(attack, stop_when_fooled=True)

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sparring.attacks.base import Attack
 from sparring.lightning import states
 from sparring.lightning.batches import Fields, Names, learned, places
-from sparring.lightning.limits import refuse
+from sparring.lightning.limits import refuse, refuse_by_hand
 from sparring.lightning.measuring import casting, measured, precision, short_attack
 from sparring.training import fit, optimizing
 from sparring.training.averaging import Average
@@ -115,6 +115,7 @@ class Adversarial(Host):
 
     def setup(self, stage: str) -> None:
         refuse(self.trainer)
+        refuse_by_hand(self.trainer, self.strategy)
         if getattr(self, "_compiler_ctx", None) is not None:
             raise ValueError(
                 "torch.compile(AdversarialModule(net)): compile the network, AdversarialModule(torch.compile(net))"
