@@ -2,12 +2,14 @@
 
     python benchmarks/training.py search final verdict --data fashion-mnist --out training.jsonl [--part 1/2]
     python benchmarks/training.py table --out training.jsonl [--figure training.svg]
+    python benchmarks/training.py race --data cifar10        # on a GPU: seconds to 50% robust accuracy
     python benchmarks/training.py steps                      # a step's cost beside its bare passes, and beside the peers'
 
 `search` gives each method the same number of trials (epochs × learning rates) and scores them by PGD-20 on held-out training
 images. `final` trains three seeds: at equal epochs and rate, and with each method's best trial. `verdict` runs
 `sparring.evaluate` (adaptive) on all test images. Every result is appended to the file as it comes; what is there is not
-measured again. Seconds are processor seconds of one thread, without validation. --part i/n: share the runs with others.
+measured again. Seconds are processor seconds of one thread
+(on a GPU, seconds), without validation. --part i/n: share the runs with others.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,7 @@ from machine import facts
 from sparring import data, zoo
 
 Make = Callable[[sp.Threat], Any]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Task:
     test: int = 10_000
     held_out: int = 2_000
     args: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=lambda: {"optimizer": "adam"})
     trials: tuple[tuple[int, float], ...] = ((5, 4e-3), (10, 4e-3), (10, 8e-3))
     equal: tuple[int, float] = (10, 4e-3)
 
@@ -55,7 +61,23 @@ class Task:
 TASKS = {
     "fashion-mnist": Task("fashion-mnist", "small-cnn", 0.1, 10_000),
     "mnist": Task("mnist", "small-cnn", 0.3, 10_000),
-    "cifar10": Task("cifar10", "preact-resnet18", 8 / 255, 50_000, trials=((15, 0.1), (30, 0.1))),
+    "cifar10": Task(  # for a GPU
+        "cifar10",
+        "preact-resnet18",
+        8 / 255,
+        48_000,
+        args={"in_channels": 3},
+        trials=((15, 0.2), (30, 0.2)),
+        equal=(30, 0.2),
+        fit={
+            "optimizer": "sgd",
+            "weight_decay": 5e-4,
+            "augment": "mirror-shift",
+            "precision": "bf16",
+            "channels_last": True,
+            "compile": True,
+        },
+    ),
     "cifar10-reduced": Task(
         "cifar10", "small-resnet", 8 / 255, 10_000, 2_000, args={"in_channels": 3}, trials=((10, 4e-3), (20, 4e-3))
     ),
@@ -126,6 +148,7 @@ def standing(model: nn.Module, held: tuple[Tensor, Tensor], threat: sp.Threat) -
     model.eval()
     right = stand = 0
     for x, y in zip(held[0].split(500), held[1].split(500)):
+        x, y = x.to(DEVICE), y.to(DEVICE)
         with torch.no_grad():
             correct = model(x).argmax(1) == y
         right += int(correct.sum())
@@ -135,17 +158,25 @@ def standing(model: nn.Module, held: tuple[Tensor, Tensor], threat: sp.Threat) -
     return right / len(held[1]), stand / len(held[1])
 
 
+def now() -> float:
+    """Processor seconds, or seconds once the GPU has done what it was given."""
+    if DEVICE == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Clock:
     """Processor seconds of training, without what validation takes; robust accuracy on held-out images by then."""
 
     def __init__(self, held: tuple[Tensor, Tensor], threat: sp.Threat) -> None:
         self.held, self.threat = held, threat
-        self.seconds, self.curve, self.mark = 0.0, [], time.process_time()
+        self.seconds, self.curve, self.mark = 0.0, [], now()
 
     def after_epoch(self, run: Any) -> None:
-        self.seconds += time.process_time() - self.mark
+        self.seconds += now() - self.mark
         self.curve.append([self.seconds, *standing(evaluated(run.model, run.strategy), self.held, self.threat)])
-        self.mark = time.process_time()
+        self.mark = now()
 
 
 def evaluated(model: nn.Module, strategy: Any) -> nn.Module:
@@ -165,8 +196,8 @@ def learn(task: Task, method: str, epochs: int, lr: float, seed: int) -> tuple[n
     strategy.seed = seed
     clock = Clock((held[0][:1000], held[1][:1000]), threat)
     sp.fit(
-        model, used, strategy, epochs=epochs, optimizer="adam", lr=lr, schedule="cyclic", batch_size=128, seed=seed,
-        validation=False, callbacks=[clock],
+        model, used, strategy, epochs=epochs, lr=lr, schedule="cyclic", batch_size=128, seed=seed, validation=False,
+        callbacks=[clock], device=DEVICE, **task.fit,
     )  # fmt: skip
     best = evaluated(model, strategy)
     clean, robust = standing(best, held, threat)
@@ -207,7 +238,7 @@ def file(folder: Path, key: dict[str, Any]) -> Path:
 def train(task: Task, book: Book, folder: Path, key: dict[str, Any]) -> None:
     model, figures = learn(task, key["method"], key["epochs"], key["lr"], key["seed"])
     folder.mkdir(exist_ok=True, parents=True)
-    save_file(dict(model.state_dict()), file(folder, key))
+    save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, file(folder, key))
     book.add(**key, **figures)
 
 
@@ -221,12 +252,49 @@ def verdict(task: Task, name: str, book: Book, methods: list[str], folder: Path)
 def judge(task: Task, book: Book, folder: Path, key: dict[str, Any]) -> None:
     model = zoo.build(task.network, **task.args).eval()
     model.load_state_dict(load_file(file(folder, key)))
+    model.to(DEVICE)
     x, y = data.open(task.dataset, split="test").tensors(task.test)
     result = sp.evaluate(model, (x, y), sp.Linf(task.eps), batch_size=500)
     book.add(
         kind="verdict", **key, test_clean=result.clean_accuracy.value, test_robust=result.robust_accuracy.value,
         warnings=[warning.code for warning in result.warnings], stands=packed(result.robust[result.index.argsort()]),
     )  # fmt: skip
+
+
+class Arrived(Exception):
+    """The goal is reached: no need to go on."""
+
+
+class Finish(Clock):
+    """Stops at the first epoch whose accuracy under PGD-20 on held-out images is `goal`."""
+
+    goal = 0.52  # AutoAttack's is a point or two below
+
+    def after_epoch(self, run: Any) -> None:
+        super().after_epoch(run)
+        print(f"{self.seconds:.0f} s: clean {self.curve[-1][1]:.3f}, PGD-20 {self.curve[-1][2]:.3f}", flush=True)
+        if self.curve[-1][2] >= self.goal:
+            raise Arrived
+
+
+def race(task: Task, name: str, book: Book, methods: list[str]) -> Iterator[Callable[[], None]]:
+    """Seconds of training to half of the test images, by AutoAttack."""
+
+    def run(method: str) -> None:
+        used, held = images(task)
+        threat = sp.Linf(task.eps)
+        model, strategy = zoo.build(task.network, **task.args), METHODS[method](threat)
+        clock = Finish((held[0][:1000], held[1][:1000]), threat)
+        with suppress(Arrived):
+            sp.fit(
+                model, used, strategy, epochs=task.equal[0], lr=task.equal[1], schedule="cyclic", batch_size=128,
+                validation=False, callbacks=[clock], device=DEVICE, **task.fit,
+            )  # fmt: skip
+        x, y = data.open(task.dataset, split="test").tensors(task.test)
+        result = sp.evaluate(evaluated(model, strategy).eval(), (x, y), threat, attacks="autoattack", batch_size=500)
+        book.add(kind="race", data=name, method=method, seconds=clock.seconds, test_robust=result.robust_accuracy.value)
+
+    return (partial(run, method) for method in methods)
 
 
 def packed(bits: Tensor) -> str:
@@ -236,7 +304,7 @@ def packed(bits: Tensor) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=["search", "final", "verdict", "table", "steps"])
+    parser.add_argument("what", nargs="+", choices=["search", "final", "verdict", "table", "race", "steps"])
     parser.add_argument("--data", default="fashion-mnist", choices=list(TASKS))
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("training.jsonl"))
@@ -266,6 +334,7 @@ def main() -> None:
         jobs = {
             "search": lambda: search(task, given.data, book, given.methods),
             "final": lambda: final(task, given.data, book, given.methods, folder),
+            "race": lambda: race(task, given.data, book, given.methods),
             "verdict": lambda: verdict(task, given.data, book, given.methods, folder),
         }[what]()
         for number, job in enumerate(jobs):
