@@ -18,7 +18,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         exec(compile(block, "docs/training.md", "exec"), names)
     assert len(blocks) == 4
     assert names["result"].history[-1].validation_robust_accuracy > 0.3  # type: ignore[attr-defined]
-    assert names["tuned"].best.validation_robust_accuracy > 0.5  # type: ignore[attr-defined]
+    assert names["tuned"].best.validation_robust_accuracy > 0.35  # type: ignore[attr-defined]
     assert (tmp_path / "runs" / "fast" / "best.safetensors").exists()
 
 
