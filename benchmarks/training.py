@@ -327,7 +327,7 @@ def main() -> None:
         if what == "table":
             import training_tables
 
-            training_tables.write(book.rows(), given.data, given.figure)
+            training_tables.write(book.rows(), given.data, given.figure, task.equal)
             continue
         if place == 1:
             book.add(kind="machine", what=what, **facts(0))

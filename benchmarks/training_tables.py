@@ -66,7 +66,7 @@ def reached(pairs: list[tuple[Row, Row]], goal: float) -> str:
     return f"{statistics.mean(found):.0f}" + (f" ({len(found)} of {len(times)})" if len(found) < len(times) else "")
 
 
-def write(rows: list[Row], name: str, figure: Path | None) -> None:
+def write(rows: list[Row], name: str, figure: Path | None, equal: tuple[int, float]) -> None:
     """Prints the tables; draws the Pareto curve."""
     rows = [row for row in rows if row.get("data") in (name, None)]
     for row in rows:
@@ -74,10 +74,9 @@ def write(rows: list[Row], name: str, figure: Path | None) -> None:
             print({k: row[k] for k in ("what", "cpu", "torch", "sparring", "threads", "load")})
     found = groups(rows)
     methods = list(dict.fromkeys(method for method, _, _ in found))
-    equal = min((key[1:] for key in found if key[0] == REFERENCE), default=None)
     points = []
     for title, schedule in (
-        ("Equal epochs", lambda m: (10, 4e-3)),
+        ("Equal epochs", lambda m: equal),
         ("Each with its best schedule", lambda m: best(rows, m)),
     ):
         reference = found.get((REFERENCE, *(schedule(REFERENCE) or equal)))
