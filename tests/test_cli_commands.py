@@ -367,6 +367,10 @@ def test_demo_in_small(place: Path, capsys: pytest.CaptureFixture[str], monkeypa
         assert main(["demo", "--epochs", "1", "--samples", "60", "--device", "cpu"]) == DONE
     captured = capsys.readouterr()
     assert (place / "sparring-demo" / "evaluation" / "report.html").exists()
+    assert (place / "sparring-demo" / "evaluation-robust" / "report.html").exists()
+    rows = [line.split()[:2] for line in captured.out.splitlines()]
+    assert ["ordinary", "Standard"] in rows
+    assert ["robust", "FastFGSM"] in rows
     assert "sparring verify sparring-demo/evaluation" in captured.out
     assert "Skipped: " in captured.err
     assert main(["verify", "sparring-demo/evaluation", "--samples", "10"]) == DONE

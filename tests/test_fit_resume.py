@@ -161,6 +161,8 @@ def test_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
         fit(nn.Linear(5, 2), problem(), Standard(), epochs=2, out=tmp_path)
     with pytest.raises(ValueError, match=r"strategy='Standard', now 'FastFGSM'"):
         fit(nn.Linear(5, 2), problem(), sp.FastFGSM(sp.Linf(0.1)), epochs=1, out=tmp_path)
+    with pytest.raises(ValueError, match=r"callbacks=\['HealthCheck'\], now \[\]"):
+        fit(nn.Linear(5, 2), problem(), Standard(), epochs=1, out=tmp_path, health=False)
     fit(nn.Linear(5, 2), problem(), Standard(), epochs=2, out=tmp_path, resume=False)
     before = load_file(tmp_path / "last.safetensors")
     (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:-100])

@@ -174,7 +174,7 @@ def fit(
         together.begin(list(owners.values()))
         optimizers = _optimizers(given, tuning, owners)
         limits = Limits(time_limit, save_every if out is not None else None)
-        folder = None if out is None else Folder(Path(out), identity(given, feed, model), loggers)
+        folder = None if out is None else Folder(Path(out), identity(given, callbacks, feed, model), loggers)
         run = Run(
             model=model, strategy=strategy, feed=feed, validation=held, optimizers=optimizers,
             rates=Rates(schedule, list(optimizers.values()), warmup / epochs), tuning=tuning, crew=together, device=place,

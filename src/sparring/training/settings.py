@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def precision_of(name: str | None, device: torch.device) -> torch.dtype | None:
     return dtype
 
 
-def identity(given: dict[str, Any], feed: Feed, model: nn.Module) -> dict[str, Any]:
+def identity(given: dict[str, Any], callbacks: Sequence[Any], feed: Feed, model: nn.Module) -> dict[str, Any]:
     """What must be the same for a training to go on."""
     names = (
         *("epochs", "optimizer", "lr", "momentum", "weight_decay", "schedule", "warmup", "max_grad_norm", "accumulate"),
@@ -71,6 +72,7 @@ def identity(given: dict[str, Any], feed: Feed, model: nn.Module) -> dict[str, A
         "strategy": strategy.name,
         **{f"strategy.{name}": value for name, value in strategy.settings().items()},
         **{name: _told(given[name]) for name in names},
+        "callbacks": [type(callback).__name__ for callback in callbacks],
         "batch_size": feed.batch_size,
         "samples": len(feed.numbers),
         "parameters": sum(p.numel() for p in model.parameters()),
