@@ -214,6 +214,13 @@ def test_bad_settings_get_one_line(make: object, message: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_an_average_of_another_model_is_refused() -> None:
+    strategy = sp.Standard().with_(sp.EMA())
+    batches(strategy, network(), 1)
+    with pytest.raises(ValueError, match="EMA has averaged another model"):
+        batches(strategy, network("norm"), 1)
+
+
 def test_a_state_of_other_parts_is_refused() -> None:
     state = sp.Standard().with_(sp.EMA()).state_dict()
     with pytest.raises(ValueError, match=r"1 parts round it.*this one has 0"):

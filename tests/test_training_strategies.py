@@ -276,6 +276,15 @@ def test_l2_steps_are_of_unit_length_and_stay_in_the_ball(name: str) -> None:
         assert float((lengths > 0.99 * EPS).double().mean()) > 0.2, "and some reach its end"
 
 
+def test_gradalign_adds_nothing_where_gradients_are_aligned() -> None:
+    """A linear model of two classes has one direction of gradients only."""
+    x, y = samples()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(50, 2)).double()
+    (loss,) = sp.GradAlign(THREAT, 10.0)(model, (x, y % 2))
+    (alone,) = sp.FGSMTraining(THREAT)(model, (x, y % 2))
+    assert torch.allclose(loss.value, alone.value, rtol=0, atol=1e-12)
+
+
 def unit(g: Tensor) -> Tensor:
     return g / g.flatten(1).norm(dim=1)[:, None, None, None]
 

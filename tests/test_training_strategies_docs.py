@@ -49,5 +49,5 @@ def test_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     for block in blocks:
         exec(compile(block, "docs/strategies.md", "exec"), names)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     assert (tmp_path / "averaged.pt").exists()

@@ -373,5 +373,5 @@ def test_advprop_refuses_a_model_without_batchnorm() -> None:
 def test_free_says_what_a_loop_forgot() -> None:
     losses = sp.Free(THREAT, 2)(network(), samples())
     assert next(losses).value.requires_grad
-    with pytest.raises(RuntimeError, match=r"without loss.value.backward\(\)"):
+    with pytest.raises(RuntimeError, match=r"a loop must call loss.value.backward\(\)"):
         next(losses)

@@ -52,10 +52,14 @@ class Free(Strategy):
 
             loss = Loss(replay)
             yield loss
-            scale = loss.scale
             if point.grad is None:
-                raise RuntimeError("the loss went backward without reaching the input: is part of the model detached?")
-            gradient = (point.grad / scale).nan_to_num(0.0, 0.0, 0.0)
+                raise RuntimeError(
+                    "no gradient reached the input: a loop must call loss.value.backward() on each loss, and the model must "
+                    "not detach its input"
+                )
+            gradient = point.grad.nan_to_num(
+                0.0, 0.0, 0.0
+            )  # what the loop scaled the loss with is no matter: steps are unit
             with torch.no_grad():
                 moved = threat.project(x, point + size * threat.steepest(gradient, point, length=size))
                 kept[: len(x)] = moved - x
