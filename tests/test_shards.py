@@ -19,7 +19,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 import sparring as sp
 from networks import RowWise, inputs
-from sparring.evaluation import Progress, stream
+from sparring.evaluation import Progress, shards, stream
 from sparring.evaluation import run as evaluation_run
 from sparring.evaluation.pilot import Plan, kept
 from sparring.evaluation.source import Source
@@ -62,6 +62,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in (2, 0, 1):
         run(folder, (number, 3), batch_size=[7, 128, 16][number])
     return folder
+
+
+def test_what_is_finished_can_be_counted_from_outside(tmp_path: Path) -> None:
+    assert shards.finished(tmp_path) == 0
+    share = run(tmp_path, (0, 3))
+    assert shards.finished(tmp_path) == shards.finished(tmp_path, (0, 3)) == len(share.index) > 0
+    assert shards.finished(tmp_path, (1, 3)) == 0
+    run(tmp_path, (1, 3))
+    assert shards.finished(tmp_path) == shards.finished(tmp_path, (0, 3)) + shards.finished(tmp_path, (1, 3))
 
 
 def check_same(folder: Path, whole: Path) -> None:
