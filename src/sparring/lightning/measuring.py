@@ -54,7 +54,6 @@ def measured(
 ) -> tuple[Tensor, Tensor | None]:
     """(B,) bool each: right as they are, and right under attack (None without one). Only the former are attacked."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-        x, y = x.clone(), y.clone()  # made in inference mode, they could take no gradient
         with borrow(model, cast) as borrowed:
             clean = borrowed.look(x).argmax(1) == y
         if attack is None:
@@ -63,5 +62,6 @@ def measured(
         some = clean.nonzero().flatten()
         if len(some):
             attack = attack if cast is None or attack.autocast is not None else replace(attack, autocast=cast)
+            # by place: copies, for what inference mode made can take no gradient
             robust[some] = attack(model, x[some], y[some], indices=indices[some.cpu()]).prediction == y[some]
         return clean, robust
