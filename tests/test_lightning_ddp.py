@@ -115,6 +115,7 @@ def trained(name: str, processes: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
