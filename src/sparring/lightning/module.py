@@ -108,8 +108,11 @@ class Adversarial(Host):
             yield
 
     def configure_callbacks(self) -> list[Any]:
-        for name, ours in (("gradient_clip_val", "max_grad_norm"), ("accumulate_grad_batches", "accumulate")):
-            if (value := getattr(self.trainer, name)) not in (None, 0, 1) or (value == 1 and ours == "max_grad_norm"):
+        for name, ours, off in (
+            ("gradient_clip_val", "max_grad_norm", None),
+            ("accumulate_grad_batches", "accumulate", 1),
+        ):
+            if (value := getattr(self.trainer, name)) and value != off:
                 raise ValueError(f"Trainer({name}={value}): AdversarialModule steps by itself, give it {ours}={value}")
         return []
 
