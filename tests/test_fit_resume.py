@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import sparring as sp
 from sparring.training import Standard, fit
@@ -197,3 +198,20 @@ def test_interrupted_while_it_validates(tmp_path: Path, monkeypatch: pytest.Monk
     assert [row.loss for row in found.history] == [row.loss for row in expected.history]
     assert [row.validation_accuracy for row in found.history] == [row.validation_accuracy for row in expected.history]
     assert torch.equal(load_file(tmp_path / "last.safetensors")["weight"], whole.weight)
+
+
+class Signalling(Dataset[tuple[torch.Tensor, int]]):
+    """Ctrl-C, as its workers hear it."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGINT)
+        return problem()[0][i], i % 2
+
+
+def test_workers_do_not_hear_ctrl_c() -> None:
+    loader = DataLoader(Signalling(), batch_size=8, num_workers=1, multiprocessing_context="fork")
+    assert fit(nn.Linear(5, 2), loader, Standard(), epochs=1, validation=False).finished

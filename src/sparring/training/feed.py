@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +135,10 @@ class Feed:
         own = self.loader
         given: dict[str, Any] = {} if own is None else {"num_workers": own.num_workers, "pin_memory": own.pin_memory}
         if own is not None and own.num_workers:
-            given |= {"worker_init_fn": own.worker_init_fn, "multiprocessing_context": own.multiprocessing_context}
+            given |= {
+                "worker_init_fn": _Deaf(own.worker_init_fn),
+                "multiprocessing_context": own.multiprocessing_context,
+            }
             given |= {"prefetch_factor": own.prefetch_factor, "timeout": own.timeout}
         return DataLoader(
             _Keyed(self.data, self.seed * 1_000_003 + epoch),
@@ -145,6 +149,18 @@ class Feed:
             ),  # not the global one, which a resumed run must find as it was
             **given,
         )
+
+
+class _Deaf:
+    """Ctrl-C reaches workers, too, and they would leave before the training has stopped in order."""
+
+    def __init__(self, own: Callable[[int], None] | None) -> None:
+        self.own = own
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self.own is not None:
+            self.own(worker)
 
 
 class _Keyed(Dataset[Any]):
