@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import sparring as sp
 from sparring.noise import Noise
-from sparring.training.first import First, first_layer
+from sparring.training.first import Costate, First, first_layer
 from sparring.training.strategy import Batch
 from sparring.training.yopo import YOPO
 
@@ -168,6 +168,24 @@ def test_scaled_losses_change_nothing(form: str, kind: str) -> None:
     x, y = samples()
     plain, scaled = (learned(YOPO(sp.Linf(EPS), 2, 2, form=form), network(kind), x, y, s) for s in (1.0, 1024.0))
     assert same(plain, scaled)
+
+
+@pytest.mark.parametrize("form", ["hamiltonian", "gradient"])
+@pytest.mark.parametrize("kind", ["affine", "curved"])
+def test_an_overflow_of_the_scaler_leaves_points_that_exist(form: str, kind: str) -> None:
+    x, y = samples()
+    model, seen = network(kind).float(), []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(bool(inputs[0].isfinite().all())))
+    for loss in YOPO(sp.Linf(EPS), 3, 2, form=form)(model, (x.float(), y)):
+        (loss.value * 3e38 * 10).backward()
+    assert len(seen) > 3
+    assert all(seen)
+
+
+def test_a_small_co_state_survives_half_precision() -> None:
+    costate = Costate()
+    costate.gradients.append(torch.full((2,), 2.0**-10, dtype=torch.float16))
+    assert costate.p(torch.tensor(2.0**16)).tolist() == [2.0**-26] * 2
 
 
 class Counter:

@@ -60,13 +60,19 @@ class Costate:
             raise RuntimeError(SILENT)
         return self.output
 
-    def p(self, scale: Tensor) -> Tensor:
-        """The co-state, freed from what the loop scaled the loss with."""
+    @property
+    def scaled(self) -> Tensor:
+        """p as the backward left it: times what the loop scaled the loss with, zero where that overflowed."""
         if not self.gradients:
             raise RuntimeError(
                 "the loss went backward without reaching the first layer: is part of the model detached?"
             )
-        return self.gradients[-1] / scale
+        return self.gradients[-1].nan_to_num(0.0, 0.0, 0.0)
+
+    def p(self, scale: Tensor) -> Tensor:
+        """The co-state in float32 or better: half precision would lose small entries without the scale."""
+        wide = torch.promote_types(self.scaled.dtype, torch.float32)
+        return (self.scaled.to(wide) / scale).nan_to_num(0.0, 0.0, 0.0)
 
 
 class First:

@@ -98,8 +98,9 @@ class YOPO(Strategy):
                 if self.form == "gradient":
                     given = point.grad
                 else:
-                    (given,) = torch.autograd.grad(watched[0].reached, point, p)
+                    (given,) = torch.autograd.grad(watched[0].reached, point, watched[0].scaled)  # its direction counts
                     self.passes.first_backwards += len(x)
+            given = None if given is None else given.nan_to_num(0.0, 0.0, 0.0)  # a scaler's overflow
             x = self._refined(model, batch, first, point.detach(), p, given)
             if self.form == "hamiltonian":
 
