@@ -6,7 +6,7 @@
     python benchmarks/training.py steps                      # a step's cost beside its bare passes, and beside the peers'
 
 `search` gives each method the same number of trials (epochs × learning rates) and scores them by PGD-20 on held-out training
-images. `final` trains three seeds: at equal epochs and rate, and with each method's best trial. `verdict` runs
+images. `final` trains several seeds: at equal epochs and rate, and with each method's best trial. `verdict` runs
 `sparring.evaluate` (adaptive) on all test images. Every result is appended to the file as it comes; what is there is not
 measured again. Seconds are processor seconds of one thread
 (on a GPU, seconds), without validation. --part i/n: share the runs with others.
@@ -39,6 +39,7 @@ from machine import facts
 from sparring import data, zoo
 
 Make = Callable[[sp.Threat], Any]
+Jobs = Iterator[tuple[dict[str, Any], Callable[[], None]]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -54,7 +55,7 @@ class Task:
     held_out: int = 2_000
     args: dict[str, Any] = field(default_factory=dict)
     fit: dict[str, Any] = field(default_factory=lambda: {"optimizer": "adam"})
-    trials: tuple[tuple[int, float], ...] = ((5, 4e-3), (10, 4e-3), (10, 8e-3))
+    trials: tuple[tuple[int, float], ...] = ((5, 4e-3), (10, 4e-3))
     equal: tuple[int, float] = (10, 4e-3)
 
 
@@ -208,11 +209,10 @@ def learn(task: Task, method: str, epochs: int, lr: float, seed: int) -> tuple[n
     }  # fmt: skip
 
 
-def search(task: Task, name: str, book: Book, methods: list[str]) -> Iterator[Callable[[], None]]:
+def search(task: Task, name: str, book: Book, methods: list[str]) -> Jobs:
     for (epochs, lr), method in itertools.product(task.trials, methods):
         key = {"kind": "search", "data": name, "method": method, "epochs": epochs, "lr": lr}
-        if not book.has(**key):
-            yield lambda key=key, m=method, e=epochs, r=lr: book.add(**key, **learn(task, m, e, r, 0)[1])  # type: ignore[misc]
+        yield key, lambda key=key, m=method, e=epochs, r=lr: book.add(**key, **learn(task, m, e, r, 0)[1])  # type: ignore[misc]
 
 
 def chosen(book: Book, name: str, method: str) -> tuple[int, float]:
@@ -223,12 +223,11 @@ def chosen(book: Book, name: str, method: str) -> tuple[int, float]:
     return row["epochs"], row["lr"]
 
 
-def final(task: Task, name: str, book: Book, methods: list[str], folder: Path) -> Iterator[Callable[[], None]]:
-    for seed, method in itertools.product(range(3), methods):
+def final(task: Task, name: str, book: Book, methods: list[str], folder: Path, seeds: int) -> Jobs:
+    for seed, method in itertools.product(range(seeds), methods):
         for epochs, lr in dict.fromkeys((task.equal, chosen(book, name, method))):
             key = {"kind": "final", "data": name, "method": method, "epochs": epochs, "lr": lr, "seed": seed}
-            if not book.has(**key):
-                yield lambda key=key: train(task, book, folder, key)  # type: ignore[misc]
+            yield key, lambda key=key: train(task, book, folder, key)  # type: ignore[misc]
 
 
 def file(folder: Path, key: dict[str, Any]) -> Path:
@@ -242,11 +241,11 @@ def train(task: Task, book: Book, folder: Path, key: dict[str, Any]) -> None:
     book.add(**key, **figures)
 
 
-def verdict(task: Task, name: str, book: Book, methods: list[str], folder: Path) -> Iterator[Callable[[], None]]:
+def verdict(task: Task, name: str, book: Book, methods: list[str], folder: Path) -> Jobs:
     for row in book.rows("final"):
         key = {k: row[k] for k in ("data", "method", "epochs", "lr", "seed")}
-        if row["data"] == name and row["method"] in methods and not book.has(kind="verdict", **key):
-            yield lambda key=key: judge(task, book, folder, key)  # type: ignore[misc]
+        if row["data"] == name and row["method"] in methods:
+            yield {"kind": "verdict", **key}, lambda key=key: judge(task, book, folder, key)  # type: ignore[misc]
 
 
 def judge(task: Task, book: Book, folder: Path, key: dict[str, Any]) -> None:
@@ -277,7 +276,7 @@ class Finish(Clock):
             raise Arrived
 
 
-def race(task: Task, name: str, book: Book, methods: list[str]) -> Iterator[Callable[[], None]]:
+def race(task: Task, name: str, book: Book, methods: list[str]) -> Jobs:
     """Seconds of training to half of the test images, by AutoAttack."""
 
     def run(method: str) -> None:
@@ -294,7 +293,7 @@ def race(task: Task, name: str, book: Book, methods: list[str]) -> Iterator[Call
         result = sp.evaluate(evaluated(model, strategy).eval(), (x, y), threat, attacks="autoattack", batch_size=500)
         book.add(kind="race", data=name, method=method, seconds=clock.seconds, test_robust=result.robust_accuracy.value)
 
-    return (partial(run, method) for method in methods)
+    return (({"kind": "race", "data": name, "method": method}, partial(run, method)) for method in methods)
 
 
 def packed(bits: Tensor) -> str:
@@ -312,6 +311,7 @@ def main() -> None:
         "--weights", type=Path, default=Path(os.environ.get("SPARRING_CACHE", "~/.cache/sparring")).expanduser()
     )
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of `final` for each method and schedule")
     parser.add_argument("--part", default="1/1")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -333,12 +333,12 @@ def main() -> None:
             book.add(kind="machine", what=what, **facts(0))
         jobs = {
             "search": lambda: search(task, given.data, book, given.methods),
-            "final": lambda: final(task, given.data, book, given.methods, folder),
+            "final": lambda: final(task, given.data, book, given.methods, folder, given.seeds),
             "race": lambda: race(task, given.data, book, given.methods),
             "verdict": lambda: verdict(task, given.data, book, given.methods, folder),
         }[what]()
-        for number, job in enumerate(jobs):
-            if number % parts == place - 1:
+        for number, (key, job) in enumerate(jobs):
+            if number % parts == place - 1 and not book.has(**key):
                 job()
 
 
