@@ -1,0 +1,104 @@
+"""HealthCheck: what it says and takes back while `fit` trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparring as sp
+from sparring.training import health
+from sparring.training.findings import Finding
+from sparring.training.health import safer
+
+THREAT = sp.Linf(0.1)
+OVERFITTED = Finding("catastrophic-overfitting", "it withstands one step", "90% after one step, 0% after ten", "N-FGSM")
+
+
+def samples(n: int = 96) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % 2
+    return torch.rand(n, 4, generator=generator) * 0.5 + 0.5 * y[:, None], y
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def test_catastrophic_overfitting_is_taken_back_and_training_goes_on_with_a_safer_strategy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Found after epoch 2: the weights after it are those after epoch 1, and N-FGSM trains epoch 3."""
+    weights: list[Tensor] = []
+    names: list[str] = []
+
+    class Watch:
+        def after_epoch(self, run: Any) -> None:
+            weights.append(run.model[0].weight.detach().clone())
+            names.append(run.strategy.name)
+
+    monkeypatch.setattr(health, "judge", lambda *_: [OVERFITTED] if len(weights) == 1 else [])
+    result = train(sp.FGSMTraining(THREAT, alpha=0.25, bn="batch", seed=3), sp.HealthCheck(16), Watch())
+    assert names == ["FGSMTraining", "NFGSM", "NFGSM"]
+    assert torch.equal(weights[1], weights[0])
+    assert not torch.equal(weights[2], weights[1])
+    assert any("catastrophic-overfitting: it withstands one step" in note for note in result.notes)
+    assert any("training goes on with NFGSM(k=2.0)" in note for note in result.notes)
+    assert (result.strategy.alpha, result.strategy.bn, result.strategy.seed) == (0.25, "batch", 3)
+    assert result.strategy.batches == 3 * 3
+
+
+def test_told_only_to_say_so_it_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "judge", lambda *_: [OVERFITTED])
+    result = train(sp.FGSMTraining(THREAT), sp.HealthCheck(16, act=False))
+    assert result.strategy.name == "FGSMTraining"
+    assert sum("catastrophic-overfitting" in note for note in result.notes) == 1, "said once, while it lasts"
+
+
+def train(strategy: sp.Strategy, *callbacks: Any) -> Any:
+    return sp.fit(
+        network(), samples(), strategy, epochs=3, batch_size=32, lr=0.05, validation=samples(32), health=False,
+        callbacks=callbacks,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("strategy", "then"),
+    [
+        (sp.FGSMTraining(THREAT), [("NFGSM", 2.0), ("NFGSM", 4.0), ("PGDTraining", 2), ("PGDTraining", 4)]),
+        (
+            sp.FastFGSM(sp.L2(1.0)),
+            [("PGDTraining", 2), ("PGDTraining", 4), ("PGDTraining", 8), ("PGDTraining", 10), None],
+        ),
+        (sp.GradAlign(THREAT), [("GradAlign", 0.4), ("GradAlign", 0.8)]),
+        (sp.YOPO(THREAT), [None]),
+        (sp.Standard(), [None]),
+    ],
+)
+def test_what_is_safer_than_what(strategy: sp.Strategy, then: list[Any]) -> None:
+    strategy.passes.forwards = 7
+    for expected in then:
+        following = safer(strategy)
+        if expected is None:
+            assert following is None
+            return
+        name, setting = expected
+        assert following is not None
+        assert following.name == name
+        assert getattr(following, {"NFGSM": "k", "PGDTraining": "steps", "GradAlign": "weight"}[name]) == setting
+        assert following.passes is strategy.passes, "what was counted and kept goes on"
+        assert following.statistics is strategy.statistics
+        strategy = following
+
+
+def test_a_resumed_training_has_the_strategy_it_had() -> None:
+    class Run:
+        strategy = sp.FGSMTraining(THREAT)
+
+    check, run = sp.HealthCheck(16), Run()
+    check.load_state_dict({"said": ["few-updates"], "rescues": 2}, run)  # type: ignore[arg-type]
+    assert run.strategy.k == 4.0
+    assert check.state_dict() == {"said": ["few-updates"], "rescues": 2}
