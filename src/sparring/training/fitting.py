@@ -38,7 +38,8 @@ class FitResult:
     """What came out of a training.
 
     history: an `Epoch` each. best: the epoch of best robust accuracy on validation data (clean accuracy where nothing is
-    attacked, or to decide a draw; then the later one), None without validation. best_weights: the model's state dict at its end. strategy: as it was at the end.
+    attacked, or to decide a draw; then the later one), None without validation. best_weights: the model's state dict at
+    its end. strategy: as it was at the end.
     finished: False where time ran out. notes: what was to be said on the way. folder: of the files, None without one.
     """
 
