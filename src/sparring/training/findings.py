@@ -22,8 +22,9 @@ UPDATES = 4.0  # over the momentum: by then all but 2% of what a layer began wit
 HURTS = 0.01  # nats: what an example must raise the loss by to matter
 USELESS = 0.5  # what another mode's examples raise the loss by, over what the own mode's do
 CONSTANT = 0.95  # of the answers, one class
-MASKED = 0.5  # many-step over one-step accuracy, below which one step no longer finds what many do
-COSINE = 0.3  # of gradients at a sample and beside it, in a network that is linear enough for one step
+# one-step over clean accuracy from which, and many-step over one-step accuracy up to which, one step only seems to be withstood;
+# the cosine of gradients, the textbook's sign, told nothing on the tuned set (.24 and .89 where it is due, .87 undefended)
+HELD, MASKED = 0.6, 0.35
 OVERFITTED = 0.03  # of robust validation accuracy, best over latest
 RISEN = 1.5  # loss over its lowest
 
@@ -193,16 +194,15 @@ def catastrophic(seen: Symptoms) -> Iterator[Finding]:
     one, many = _mean(seen.attacked.one_step), _mean(seen.attacked.many_steps)
     clean = _clean(seen)
     gap, error = _difference(seen.attacked.one_step, seen.attacked.many_steps)
-    if clean is None or one < 0.5 * clean.accuracy or many > MASKED * one or gap < 2 * error + 0.1:
-        return
-    if seen.attacked.cosine < COSINE:
-        yield Finding(
-            "catastrophic-overfitting",
-            "the network withstands one step, and nothing else: catastrophic overfitting",
-            f"accuracy {one:.1%} after one step, {many:.1%} after {STEPS_TEXT}; gradients at a sample and beside it have "
-            f"a cosine of {seen.attacked.cosine:.2f}",
-            "go back to the last good weights; then sp.NFGSM, sp.GradAlign, or more steps (sp.PGDTraining(steps=2 or more))",
-        )
+    if clean is None or one < HELD * clean.accuracy or many > MASKED * one or gap < 2 * error + 0.1:
+        return  # undefended networks fall at the first step; where one step is honest, many find little more
+    yield Finding(
+        "catastrophic-overfitting",
+        "the network withstands one step, and nothing else: catastrophic overfitting",
+        f"accuracy {one:.1%} after one step, {many:.1%} after {STEPS_TEXT}; gradients at a sample and beside it have "
+        f"a cosine of {seen.attacked.cosine:.2f}",
+        "go back to the last good weights; then sp.NFGSM, sp.GradAlign, or more steps (sp.PGDTraining(steps=2 or more))",
+    )
 
 
 STEPS_TEXT = "ten steps from a random point"
