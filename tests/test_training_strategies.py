@@ -248,6 +248,34 @@ def test_the_gradient_is_the_literal_algorithms(name: str, kind: str) -> None:
         assert torch.allclose(buffer, other, rtol=0, atol=1e-12), "only what is learned from moves running statistics"
 
 
+def test_free_that_keeps_begins_where_the_sample_was() -> None:
+    """Two batches of the same samples in another order: literally, with float16 between them."""
+    x, y = samples()
+    model, strategy = network("plain"), sp.Free(THREAT, 2, SIZE, keep=True)
+    reference, shown, expected = network("plain"), [], []
+    model.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0].detach().clone()))
+    kept: dict[int, Tensor] = {}
+    for step, order in enumerate(([3, 1, 4, 0, 5, 2], [0, 2, 1, 3, 5, 4])):
+        indices = torch.tensor(order)
+        a, b = x[indices], y[indices]
+        learned(strategy, model, sp.Batch(a, b, indices, step))
+        if not step:
+            moved = THREAT.random(a, Noise(0, indices), "start")
+        else:
+            moved = torch.stack([x[i] + kept[i] for i in order])
+        for _ in range(2):
+            at = clipped(a, moved).requires_grad_(True)
+            expected.append(at.detach())
+            *found, g = torch.autograd.grad(F.cross_entropy(reference(at), b), [*reference.parameters(), at])
+            moved = clipped(a, at.detach() + SIZE * g.sign())
+            stepped(reference, found)
+        kept = {i: change.half().double() for i, change in zip(order, moved - a)}
+    assert len(shown) == len(expected) == 4
+    assert all(torch.allclose(u, v, rtol=0, atol=1e-10) for u, v in zip(shown, expected))
+    with pytest.raises(ValueError, match="keeps something for every sample"):
+        next(strategy(model, (x, y)))
+
+
 @pytest.mark.parametrize("name", ["PGDTraining", "Free", "FastFGSM", "GradAlign", "TRADES"])
 def test_l2_steps_are_of_unit_length_and_stay_in_the_ball(name: str) -> None:
     """Where the box is far away, one step from the input leads to x + size · g / ‖g‖."""

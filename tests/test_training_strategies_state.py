@@ -33,6 +33,7 @@ MADE: dict[str, Callable[[], Strategy]] = {
     "NFGSM": lambda: sp.NFGSM(THREAT),
     "GradAlign": lambda: sp.GradAlign(THREAT),
     "Free": lambda: sp.Free(THREAT, 2),
+    "Free, kept": lambda: sp.Free(THREAT, 2, keep=True),
     "TRADES": lambda: sp.TRADES(THREAT, steps=2),
     "TRADESYOPO": lambda: sp.TRADESYOPO(THREAT, 2, 2),
     "MART": lambda: sp.MART(THREAT, steps=2),
@@ -41,7 +42,7 @@ MADE: dict[str, Callable[[], Strategy]] = {
     "GeneratorTraining": lambda: sp.GeneratorTraining(THREAT, generator=generator()),
     "AWP": lambda: sp.PGDTraining(THREAT, 2).with_(sp.AWP(0.01), sp.EMA(0.9), sp.SWA(1)),
 }
-FORWARDS = {"Free": 2}  # that move the running statistics; 1 elsewhere
+FORWARDS = {"Free": 2, "Free, kept": 2}  # that move the running statistics; 1 elsewhere
 
 
 def whole(model: nn.Module) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparring.attacks.inputs import check_inputs
-from sparring.threat import Threat
+from sparring.noise import Noise
+from sparring.threat import Threat, per_sample
 from sparring.training.fast import check_positive
+from sparring.training.kept import Kept
 from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat
 
 
@@ -23,11 +25,14 @@ class Free(Strategy):
 
     The perturbation lives on from batch to batch, by its place in the batch, and begins at zero. m passes and m updates a
     batch: train for 1/m of the epochs. step_size: in input units, default eps, as in the paper.
+    keep: every sample begins where its own perturbation was an epoch ago (at a random point the first time), as in Zheng et
+    al. (2020), instead of where other samples of the batch before were. Batches need `indices`, and samples to come as they are.
     """
 
     threat: Threat
     m: int = 8
     step_size: float | None = None
+    keep: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,12 +41,18 @@ class Free(Strategy):
             raise ValueError(f"{self.name}(m={self.m!r}): expected a whole number, at least 1")
         check_positive(self.name, step_size=self.step_size)
         self._kept: Tensor | None = None
+        self._own = Kept()
+
+    @property
+    def needs_indices(self) -> bool:
+        """Whether something is kept for every sample."""
+        return self.keep
 
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
         x, y = batch.x, batch.y
         check_inputs(x, self.threat)
         threat, size = self.threat.for_inputs(x), float(self.threat.eps) if self.step_size is None else self.step_size
-        kept = self._perturbation(x)
+        kept = self._mine(batch) if self.keep else self._perturbation(x)
         for _ in range(self.m):
             point = threat.project(x, x + kept[: len(x)]).requires_grad_(True)
 
@@ -57,12 +68,22 @@ class Free(Strategy):
                     "no gradient reached the input: a loop must call loss.value.backward() on each loss, and the model must "
                     "not detach its input"
                 )
-            gradient = point.grad.nan_to_num(
-                0.0, 0.0, 0.0
-            )  # what the loop scaled the loss with is no matter: steps are unit
+            gradient = point.grad.nan_to_num(0.0, 0.0, 0.0)  # its scale is no matter: steps are unit
             with torch.no_grad():
                 moved = threat.project(x, point + size * threat.steepest(gradient, point, length=size))
                 kept[: len(x)] = moved - x
+        if self.keep:
+            assert batch.indices is not None
+            self._own.put(batch.indices, kept)
+
+    def _mine(self, batch: Batch) -> Tensor:
+        """(B, *S) where these samples' perturbations were, or random points of the set."""
+        assert batch.indices is not None
+        start = self.threat.random(batch.x, Noise(self.draw_seed(batch), batch.indices), "start")
+        kept = self._own.start(batch.x, batch.indices)
+        if kept is not None:
+            start = torch.where(per_sample(self._own.knows(batch.indices).to(start.device), start), kept, start)
+        return start - batch.x
 
     def _perturbation(self, x: Tensor) -> Tensor:
         """The kept perturbation (at least B, *S), to be changed in place; zeros where the batch is larger than any before, or
@@ -77,9 +98,10 @@ class Free(Strategy):
 
     def state_dict(self) -> dict[str, Any]:
         kept = {} if self._kept is None else {"perturbation": self._kept.clone()}
-        return {**super().state_dict(), **kept}
+        return {**super().state_dict(), **kept, "kept": self._own.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         kept = state.get("perturbation")
         self._kept = None if kept is None else kept.clone()
+        self._own.load_state_dict(state["kept"])
