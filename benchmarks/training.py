@@ -105,8 +105,15 @@ METHODS: dict[str, Make] = {
     "YOPO-5-3": lambda t: sp.YOPO(t, 5, 3),
     "YOPO-5-3 gradient": lambda t: sp.YOPO(t, 5, 3, form="gradient"),
     "YOPO-2-5 gradient": lambda t: sp.YOPO(t, 2, 5, form="gradient"),
+    "Free-4 kept": lambda t: sp.Free(t, 4, keep=True),
+    "Free-4 kept, 3 epochs": lambda t: sp.Free(t, 4, keep=True),
     "kept": lambda t: sp.PGDTraining(t, 1, step_size=0.5 * t.eps, keep=True),
     "kept + EMA": lambda t: average(sp.PGDTraining(t, 1, step_size=0.5 * t.eps, keep=True)),
+}
+# m replays a batch want fewer epochs (Shafahi et al. divide by m); these are left out at equal epochs
+OWN_TRIALS: dict[str, tuple[tuple[int, float], ...]] = {
+    "Free-4 kept": ((3, 4e-3), (5, 4e-3)),
+    "Free-4 kept, 3 epochs": ((3, 4e-3),),
 }
 REFERENCE = "PGD-10"
 
@@ -210,7 +217,7 @@ def learn(task: Task, method: str, epochs: int, lr: float, seed: int) -> tuple[n
 
 
 def search(task: Task, name: str, book: Book, methods: list[str]) -> Jobs:
-    for (epochs, lr), method in itertools.product(task.trials, methods):
+    for method, (epochs, lr) in ((m, trial) for m in methods for trial in OWN_TRIALS.get(m, task.trials)):
         key = {"kind": "search", "data": name, "method": method, "epochs": epochs, "lr": lr}
         yield key, lambda key=key, m=method, e=epochs, r=lr: book.add(**key, **learn(task, m, e, r, 0)[1])  # type: ignore[misc]
 
@@ -225,7 +232,8 @@ def chosen(book: Book, name: str, method: str) -> tuple[int, float]:
 
 def final(task: Task, name: str, book: Book, methods: list[str], folder: Path, seeds: int) -> Jobs:
     for seed, method in itertools.product(range(seeds), methods):
-        for epochs, lr in dict.fromkeys((task.equal, chosen(book, name, method))):
+        own = chosen(book, name, method)
+        for epochs, lr in dict.fromkeys((own,) if method in OWN_TRIALS else (task.equal, own)):
             key = {"kind": "final", "data": name, "method": method, "epochs": epochs, "lr": lr, "seed": seed}
             yield key, lambda key=key: train(task, book, folder, key)  # type: ignore[misc]
 
