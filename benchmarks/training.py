@@ -115,7 +115,6 @@ OWN_TRIALS: dict[str, tuple[tuple[int, float], ...]] = {
     "Free-4 kept": ((3, 4e-3), (5, 4e-3)),
     "Free-4 kept, 3 epochs": ((3, 4e-3),),
 }
-REFERENCE = "PGD-10"
 
 
 class Book:

@@ -287,6 +287,32 @@ def test_every_step_can_be_told_from_its_settings() -> None:
         assert again == [replace(a) for a in attacks]
 
 
+class Corner(nn.Module):
+    """Points (a, b) of the square, of class 0. Each of two rivals rises most towards a corner where it stays behind; where both
+    rise together, at (1, 1), a third overtakes that is flat elsewhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = (2 * x - 1).unbind(1)
+        third = 100 * (torch.minimum(a, b) - 0.9).clamp_min(0) - 3 + 0.01 * (a - b)
+        return 0.1 * torch.stack([torch.zeros_like(a), a - b / 2 - 2, b - a / 2 - 2, third], 1)
+
+
+def test_where_climbing_each_rival_is_stuck_the_cascade_climbs_all_of_them_at_once() -> None:
+    threat = sp.Linf(0.5)
+    x, y = torch.full((40, 2), 0.5), torch.zeros(40, dtype=torch.int64)
+    steps = adaptive.steps(threat)
+    usual = pilot.plan(steps, Gains(range(6)), 0, 0, 0)  # every gate where it is before a pilot opens it
+
+    def standing(attacks: list[Any]) -> int:
+        return sp.evaluate(Corner(), (x, y), threat, attacks=attacks, plan=usual, checkup=False).robust_accuracy.count
+
+    attacks: list[Any] = [step.attack for step in steps]
+    assert standing(attacks) == 0
+    soft = next(i for i, attack in enumerate(attacks) if getattr(attack, "objective", "") == "soft-margin")
+    for objective in ("margin", "dlr", "logit-difference"):
+        assert standing([*attacks[:soft], replace(attacks[soft], objective=objective), *attacks[soft + 1 :]]) > 30
+
+
 class Unsteady(nn.Module):
     """Adds noise to its input: near the boundary it answers now this, now that."""
 

@@ -21,7 +21,7 @@ def literal(name: str, z: list[float], y: int, target: int | None, clean: list[f
     top = sorted(z, reverse=True)
     if name == "cross-entropy":
         return total - z[y] if target is None else z[target] - total
-    if name == "margin":
+    if name in ("margin", "soft-margin"):
         return max(rivals) - z[y] if target is None else z[target] - max(rivals)
     if name == "logit-difference":
         return max(rivals) - z[y] if target is None else z[target] - z[y]
@@ -76,6 +76,23 @@ def test_gradient_is_the_derivative(name: str, targeted: bool, classes: int) -> 
     y = torch.arange(3) % classes
     targets = (y + 1) % classes if targeted else None
     assert torch.autograd.gradcheck(lambda v: o.resolve(name)(v, y, targets, clean), (z,))
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_soft_margin_leads_where_cross_entropy_does_and_never_fades(classes: int, targeted: bool) -> None:
+    z = 2 * torch.randn(4, classes, generator=torch.Generator().manual_seed(classes), dtype=torch.float64)
+    y = torch.arange(4) % classes
+    targets = (y + 1) % classes if targeted else None
+    ways = []
+    for objective in (o.soft_margin, o.cross_entropy):
+        leaf = z.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(leaf, y, targets).sum(), leaf)
+        ways.append(gradient / gradient.abs().amax(1, keepdim=True))
+    torch.testing.assert_close(*ways)
+    far = torch.tensor([[9000.0, 0.0, -4000.0]], requires_grad=True)  # cross-entropy has no gradient there
+    (gradient,) = torch.autograd.grad(o.soft_margin(far, torch.tensor([0])).sum(), far)
+    assert gradient.tolist() == [[-1, 1, 0]]
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -140,7 +157,8 @@ def test_a_tie_is_decided_by_the_prediction_not_by_the_margin() -> None:
 
 def test_unknown_objective_and_missing_reference_get_one_line() -> None:
     with pytest.raises(
-        ValueError, match=r"objective='ce': expected one of cross-entropy, margin, logit-diff.*, dlr, kl, logit"
+        ValueError,
+        match=r"objective='ce': expected one of cross-entropy, margin, soft-margin, logit-diff.*, dlr, kl, logit",
     ):
         o.resolve("ce")
     with pytest.raises(ValueError, match=r"kl needs the clean logits: pass reference=model\(x\)"):

@@ -53,6 +53,19 @@ def margin(logits: Tensor, y: Tensor, targets: Tensor | None = None, reference: 
     return difference if targets is None else -difference
 
 
+def soft_margin(logits: Tensor, y: Tensor, targets: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
+    """The margin, whose gradient is that of its smooth form, logsumexp of the others − own logit. (B,)
+
+    Cross-entropy is the softplus of that form, so this leads where cross-entropy does, away from all the other classes
+    at once, and fades nowhere. With 2 classes it is the margin.
+    """
+    logits = _wide(logits)
+    label = y if targets is None else targets
+    smooth = _without(logits, label).logsumexp(1) - _of(logits, label)
+    smooth = smooth if targets is None else -smooth
+    return margin(logits, y, targets).detach() + (smooth - smooth.detach())
+
+
 def difference(logits: Tensor, y: Tensor, targets: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
     """Target logit − true logit, whatever the other classes do; untargeted it is the margin. (B,)
 
@@ -101,6 +114,7 @@ def logit(logits: Tensor, y: Tensor, targets: Tensor | None = None, reference: T
 OBJECTIVES: dict[str, Objective] = {
     "cross-entropy": cross_entropy,
     "margin": margin,
+    "soft-margin": soft_margin,
     "logit-difference": difference,
     "dlr": dlr,
     "kl": kl,

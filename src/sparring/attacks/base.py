@@ -137,7 +137,8 @@ class Attack:
 class GradientAttack(Attack):
     """An attack that climbs an objective by its gradient; subclasses say where to start and how to move.
 
-    objective: "cross-entropy", "margin", "dlr", "kl", "logit", or a callable (logits, y, targets, reference) → (B,).
+    objective: "cross-entropy", "margin", "soft-margin", "dlr", "kl", "logit", or a callable (logits, y, targets,
+    reference) → (B,).
     keep: which iterate to return, the "best" (fooling beats not fooling, then the higher objective) or the "last".
     The rest is as for `Attack`.
     """

@@ -49,8 +49,9 @@ def steps(threat: Threat) -> list[Step]:
     climb = MarginAscent(threat, steps=10, rivals=None, reach=0.5, start="given")
     ascent = [
         Step(MarginAscent(threat, rivals=1), Gate(math.inf), measured=True),
-        Step(MarginAscent(threat, first=1, rivals=2, start="given"), Gate(0.65), measured=True),
-        Step(MarginAscent(threat, first=3, rivals=6, start="given"), Gate(0.2)),
+        Step(MarginAscent(threat, first=1, rivals=1, start="given"), Gate(0.65), measured=True),
+        # what no single rival shows: away from all of them at once, as cross-entropy leads
+        Step(APGD(threat, steps=20, objective="soft-margin"), Gate(0.5)),
         Step(APGD(threat, steps=20, rivals=3, objective="logit-difference"), Gate(0.2, blind=True)),
         Step(replace(climb, steps=20), Gate(0.03, (4,), 6.0), measured=True),
     ]

@@ -14,7 +14,7 @@ from sparring.attacks.inputs import with_logits
 from sparring.borrow import INDEX, Borrowed
 from sparring.evaluation.cascade import name_of, settings_of
 from sparring.evaluation.randomness import OwnRandomness
-from sparring.objective import difference, fooled, margin, predict
+from sparring.objective import difference, fooled, margin, predict, soft_margin
 from sparring.rows import Rows
 from sparring.threat import per_sample
 
@@ -135,7 +135,7 @@ class OwnStage:
 
     def _hand_on(self, rows: Rows) -> None:
         """Where the next attack may start: the best iterate, and in a run of margin attacks the best of them all."""
-        if self.attack.climbs() not in (margin, difference) or len(rows.norm):
+        if self.attack.climbs() not in (margin, soft_margin, difference) or len(rows.norm):
             rows.start, rows.closeness = rows.best, rows.closeness[:0]
             return
         assert rows.reference is not None
