@@ -127,8 +127,8 @@ def test_own_buffers_move_once_a_batch() -> None:
 def test_the_policy_says_what_normalises_while_crafting(bn: str, kinds: str) -> None:
     model = network(nn.BatchNorm2d(4))
     watched = Watched(model[1])
-    learn(Mixed(sp.PGD(THREAT, steps=2), alpha=0.0, bn=bn), model, batch())
-    assert watched.kinds == [kinds, kinds, "batch"]
+    learn(Mixed(sp.PGD(THREAT, steps=2), alpha=0.5, bn=bn), model, batch())
+    assert watched.kinds == [kinds, kinds, *["batch"] * (2 if bn == "split" else 1)]  # one forward a branch
 
 
 def test_train_leaves_dropout_on_and_batch_does_not() -> None:
@@ -147,7 +147,7 @@ def test_frozen_layers_stay_frozen(bn: str) -> None:
     model = network(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
     model[1].eval()
     watched, before = Watched(model[1]), buffers(model)
-    learn(Mixed(sp.PGD(THREAT, steps=2), alpha=0.0, bn=bn), model, batch())
+    learn(Mixed(sp.PGD(THREAT, steps=2), alpha=0.5, bn=bn), model, batch())
     assert set(watched.kinds) == {"eval"}
     assert not watched.moved
     assert torch.equal(model[1].running_mean, before["1.running_mean"])
@@ -259,6 +259,25 @@ def test_auto_goes_on_where_it_stopped() -> None:
     resumed.load_state_dict(state)
     again = copy.deepcopy(parted)
     assert all(torch.equal(a, b) for a, b in zip(run(resumed, again, range(43, 60)), expected))
+
+
+def test_split_shows_each_half_to_its_own_statistics() -> None:
+    model, strategy = network(nn.BatchNorm2d(4)), Mixed(sp.PGD(THREAT, steps=1), bn="split")
+    alone = copy.deepcopy(model)
+    x, y = batch(16)
+    learn(strategy, model, (x, y))
+    alone(x)
+    assert torch.equal(model[1].running_mean, alone[1].running_mean)  # of the clean half, and of nothing else
+    with strategy.statistics.branch(model, "adversarial"):
+        assert not torch.equal(model[1].running_mean, alone[1].running_mean)
+
+
+@pytest.mark.parametrize("strategy", [sp.TRADES(THREAT, bn="split"), Mixed(sp.PGD(THREAT), alpha=0.0, bn="split")])
+def test_split_is_refused_where_there_are_no_two_halves(strategy: Strategy) -> None:
+    with pytest.raises(
+        ValueError, match=r"\(bn='split'\): it does not learn from clean and adversarial samples side by side"
+    ):
+        learn(strategy, network(nn.BatchNorm2d(4)), batch(16))
 
 
 def test_split_keeps_two_sets_of_statistics() -> None:

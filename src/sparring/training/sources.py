@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparring.attacks.base import Attack
 from sparring.borrow import borrow
 from sparring.training.batchnorm import layers
 from sparring.training.crafting import craft
-from sparring.training.strategy import Batch, Loss, Seen
+from sparring.training.strategy import Batch, Loss
 from sparring.training.supervised import AdversarialTraining, Mixed, check_attack
 
 
@@ -78,14 +76,4 @@ class AdvProp(Mixed):
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
         if not layers(model):
             raise ValueError(f"{self.name}: the model has no BatchNorm layer in train mode to split; use sp.Mixed")
-        made = self.examples(model, batch)
-
-        def both(seen: Seen) -> Tensor:
-            total = torch.zeros((), device=batch.x.device)
-            for name, x, weight in (("clean", batch.x, self.alpha), ("adversarial", made, 1 - self.alpha)):
-                logits = self.forward(model, x, batch.y, name)
-                seen.add(name, logits, batch.y)
-                total = total + weight * F.cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing)
-            return total
-
-        yield Loss(both)
+        yield from super().losses(model, batch)

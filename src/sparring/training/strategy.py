@@ -26,7 +26,7 @@ from sparring.attacks.inputs import check_labels
 from sparring.borrow import Borrowed, borrow
 from sparring.objective import check_label_range
 from sparring.threat import Threat
-from sparring.training.batchnorm import Statistics, safe_buffers
+from sparring.training.batchnorm import Statistics, layers, safe_buffers
 from sparring.training.crafting import craft
 
 if TYPE_CHECKING:
@@ -168,6 +168,11 @@ class Strategy:
         return type(self).__name__
 
     @property
+    def splits(self) -> bool:
+        """Whether its clean and its adversarial samples can have BatchNorm statistics of their own."""
+        return False
+
+    @property
     def needs_indices(self) -> bool:
         """Whether a batch must say which samples of the data set it holds."""
         return False
@@ -188,6 +193,11 @@ class Strategy:
         """
         batch = self._checked(batch)
         self.statistics.check(model, batch.x)
+        if self.bn == "split" and not self.splits and layers(model):
+            raise ValueError(
+                f"{self.name}(bn='split'): it does not learn from clean and adversarial samples side by side; use sp.AdvProp, or "
+                "sp.Mixed with alpha between 0 and 1"
+            )
         self.batches = (self.batches if batch.step is None else batch.step) + 1
         losses = self.losses(model, batch)
         for part in self.parts:

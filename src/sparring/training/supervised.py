@@ -71,6 +71,11 @@ class AdversarialTraining(Strategy):
         """Adversarial examples (B, *S) of these samples; None where this batch shall be learned from as it is."""
         raise NotImplementedError
 
+    @property
+    def splits(self) -> bool:
+        """Whether clean and adversarial samples both are learned from, and can have statistics of their own."""
+        return 0 < self.alpha < 1
+
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
         count = len(batch.x) if self.fraction == 1 else round(self.fraction * len(batch.x))
         some = first(batch, count)
@@ -84,10 +89,14 @@ class AdversarialTraining(Strategy):
         yield Loss(lambda seen: self._mean(seen, model, [each for each in shown if each.weight and len(each.y)]))
 
     def _mean(self, seen: Seen, model: nn.Module, shown: list[Shown]) -> Tensor:
-        """The weighted mean of the cross-entropy over all these samples, from one forward."""
+        """The weighted mean of the cross-entropy over all these samples, from one forward (with bn="split" one a branch)."""
         sizes = [len(each.y) for each in shown]
-        x, y = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*((e.x, e.y) for e in shown)))
-        logits = self.forward(model, x, y, shown[-1].name)
+        y = torch.cat([each.y for each in shown])
+        if self.bn == "split":
+            logits = torch.cat([self.forward(model, each.x, each.y, each.name) for each in shown])
+        else:
+            x = shown[0].x if len(shown) == 1 else torch.cat([each.x for each in shown])
+            logits = self.forward(model, x, y, shown[-1].name)
         losses = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing, reduction="none")
         for each, answers in zip(shown, torch.split(logits, sizes)):
             seen.add(each.name, answers, each.y)
