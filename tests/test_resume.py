@@ -99,6 +99,7 @@ def child(out: str, moment: str, count: int, kind: int) -> None:
         if moment == "journal":
             hurt()
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would this child
     os.replace, Store._append, stream.FLUSH_SECONDS = replacing, appending, 0.0  # type: ignore[assignment,method-assign]
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     run(Path(out))

@@ -119,9 +119,11 @@ def together(
         result = evaluate(device=_device(bare, device), progress=report or False, **settings)
         if "shard" not in result.document["settings"]:
             return result  # that of an earlier start, whole, for all
-        while report is not None and team.rank == 0 and not all(share.ended for share in working):
-            time.sleep(0.5)
-            report.show()
+        if report is not None and team.rank == 0:
+            while not all(share.ended for share in working):
+                time.sleep(0.5)
+                report.show()
+            report.show()  # another's end may have come between the last look and the question
         team.gather(None)
         del result
         error: Exception | None = None
