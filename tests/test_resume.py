@@ -99,7 +99,8 @@ def child(out: str, moment: str, count: int, kind: int) -> None:
         if moment == "journal":
             hurt()
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would this child
+    # a shell's background jobs ignore SIGINT, and so would this child
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.replace, Store._append, stream.FLUSH_SECONDS = replacing, appending, 0.0  # type: ignore[assignment,method-assign]
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     run(Path(out))
