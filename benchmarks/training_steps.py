@@ -22,7 +22,7 @@ import sparring as sp
 from machine import facts, table
 from sparring import data, zoo
 
-EPS, BATCH, BATCHES, REPETITIONS = 0.1, 128, 24, 5
+EPS, BATCH, BATCHES, REPETITIONS = 0.1, 128, 12, 4
 Learn = Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor], None]
 
 
