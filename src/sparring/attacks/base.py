@@ -129,7 +129,7 @@ class Attack:
             if not len(rows):
                 return _collect(rows, [], borrowed, trace)
             pool = self.pool(borrowed, seed=seed, stop_when_fooled=self.stop_when_fooled, trace=trace)
-            done = list(_drain(pool, rows))
+            done = list(drain(pool, rows))
             return _collect(rows, done, borrowed, trace)
 
 
@@ -169,7 +169,8 @@ class GradientAttack(Attack):
         return Pool(model, self, self.climbs(), **settings)
 
 
-def _drain(pool: Loop, rows: Rows) -> Iterator[Rows]:
+def drain(pool: Loop, rows: Rows) -> Iterator[Rows]:
+    """The samples `rows` as a loop is done with them."""
     pool.add(rows)
     while len(pool):
         finished = pool.step()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparring.training.drift import Buffers, Drift
+from sparring.training.modes import in_modes
 
 POLICIES = ("auto", "train", "eval", "batch", "split")
 BRANCHES = ("clean", "adversarial")
@@ -39,17 +40,9 @@ def batch_statistics(chosen: list[_BatchNorm]) -> Iterator[None]:
             layer.training, layer.track_running_stats = mode, tracks
 
 
-@contextmanager
-def running_statistics(chosen: list[_BatchNorm]) -> Iterator[None]:
+def running_statistics(chosen: list[_BatchNorm]) -> AbstractContextManager[None]:
     """These layers normalise with their running statistics."""
-    before = [(layer, layer.training) for layer in chosen]
-    try:
-        for layer in chosen:
-            layer.training = False
-        yield
-    finally:
-        for layer, mode in before:
-            layer.training = mode
+    return in_modes((layer, False) for layer in chosen)
 
 
 @contextmanager
@@ -121,7 +114,7 @@ class Statistics:
         chosen = batch_statistics if self.mode == "batch" else running_statistics
         with (
             safe_buffers(others),
-            self._in_training() if self.policy == "train" else nullcontext(),
+            in_modes(self._modes) if self.policy == "train" else nullcontext(),
             chosen(self._layers),
         ):
             yield
@@ -165,17 +158,6 @@ class Statistics:
         finally:
             for layer, own in before:
                 layer._buffers.update(own)
-
-    @contextmanager
-    def _in_training(self) -> Iterator[None]:
-        before = [(module, module.training) for module, _ in self._modes]
-        try:
-            for module, mode in self._modes:
-                module.training = mode
-            yield
-        finally:
-            for module, mode in before:
-                module.training = mode
 
     def _look(self, drift: Drift) -> None:
         """Enter and leave agreement at different limits, so that noise does not toggle it."""

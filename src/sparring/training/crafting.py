@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from sparring.ascent import Pool
-from sparring.attacks.base import Attack
+from sparring.attacks.base import Attack, drain
 from sparring.attacks.inputs import prepare
 from sparring.borrow import Borrowed
 from sparring.rows import Rows
@@ -40,25 +39,21 @@ def craft(
         needs_reference=attack.needs_reference,
     )
     pool = attack.pool(model, seed=seed, stop_when_fooled=attack.stop_when_fooled)
+    result = rows.original.clone()
     if not isinstance(pool, Pool) or attack.restarts > 1:
-        pool.add(rows)
-        done = []
-        while len(pool):
-            if (finished := pool.step()) is not None:
-                done.append(finished)
-        tickets, points = torch.cat([rows.ticket for rows in done]), torch.cat([rows.best for rows in done])
-        return points[tickets.argsort().to(points.device)]
+        for gone in drain(pool, rows):
+            result[gone.ticket.to(result.device)] = gone.best
+        return result
     pool.add(rows)
     if start is not None and pool.active is not None:
         pool.active.x = rows.threat.project(rows.original, start, wide=True)
-    result = rows.original.clone()
 
     def put(those: Rows) -> None:
         result[those.ticket.to(result.device)] = those.threat.rounded(those.original, those.x)
 
     while pool.active is not None:  # the pool has no limit: it looks at last iterates only when nobody climbs any more
-        if (gone := pool.step()) is not None:
-            put(gone)
+        if (left := pool.step()) is not None:
+            put(left)
     if pool.parked is not None:
         put(pool.parked)
     return result

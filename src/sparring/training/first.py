@@ -71,8 +71,8 @@ class Costate:
 
     def p(self, scale: Tensor) -> Tensor:
         """The co-state in float32 or better: half precision would lose small entries without the scale."""
-        wide = torch.promote_types(self.scaled.dtype, torch.float32)
-        return (self.scaled.to(wide) / scale).nan_to_num(0.0, 0.0, 0.0)
+        p = self.scaled
+        return (p.to(torch.promote_types(p.dtype, torch.float32)) / scale).nan_to_num(0.0, 0.0, 0.0)
 
 
 class First:

@@ -23,6 +23,7 @@ from sparring.training.folder import Folder
 from sparring.training.health import HealthCheck
 from sparring.training.history import Bar, Epoch, Progress, Show, check_loggers, has_tensorboard
 from sparring.training.limits import Limits
+from sparring.training.modes import as_in_training
 from sparring.training.optimizing import Optimizer, Rates, Schedule, Tuning
 from sparring.training.run import Run
 from sparring.training.settings import check, identity, precision_of
@@ -189,7 +190,7 @@ def fit(
             stack.enter_context(context)
         stack.callback(run.release)
         stack.callback(setattr, strategy, "autocast", None)
-        stack.enter_context(_train_mode(model))
+        stack.enter_context(as_in_training(model))
         stack.enter_context(_compiled(model, compile))
         resumed = False
         if folder is not None:
@@ -235,18 +236,6 @@ def _augment(augment: Augment | None, seed: int) -> Callable[[Tensor, Tensor, in
     if not callable(augment):
         raise ValueError(f"augment={augment!r}: expected 'mirror-shift', or a function of x (B, *S)")
     return lambda x, indices, step: augment(x)
-
-
-@contextmanager
-def _train_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    if not model.training:
-        model.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

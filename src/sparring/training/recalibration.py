@@ -14,6 +14,7 @@ from torch.distributed import all_reduce, is_available, is_initialized
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparring.training.batchnorm import BRANCHES, layers
+from sparring.training.modes import as_in_training
 from sparring.training.strategy import Batch, Strategy
 
 BATCH = 128
@@ -161,18 +162,6 @@ def _numbered(data: Any) -> Iterator[Batch]:
             raise ValueError("the data give single samples: expected batches (x (B, *S), y (B,)); use a DataLoader")
         yield Batch(item[0], item[1], torch.arange(first, first + len(item[0])))
         first += len(item[0])
-
-
-@contextmanager
-def as_in_training(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    if not model.training:
-        model.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

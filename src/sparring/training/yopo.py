@@ -78,7 +78,8 @@ class YOPO(Strategy):
         for j in range(self.m):
             last = j + 1 == self.m
             watched: list[Costate] = []
-            point = x.requires_grad_(self._affine)
+            over = last and self.form == "gradient"  # nothing is refined after this pass
+            point = x.requires_grad_(self._affine and not over)
 
             def full(seen: Seen, point: Tensor = point, watched: list[Costate] = watched) -> Tensor:
                 with first.watched(cut=self.form == "hamiltonian") as costate:
@@ -87,24 +88,22 @@ class YOPO(Strategy):
                 seen.add("adversarial", logits, batch.y)
                 return F.cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing)
 
-            loss = Loss(full, update=last and self.form == "gradient")
+            loss = Loss(full, update=over)
             yield loss
-            if self.form == "gradient" and last:
+            if over:
                 return
             scale = loss.scale  # raises where the loop forgot the backward
-            p = watched[0].p(scale)
-            given = None
-            if self._affine:
-                if self.form == "gradient":
-                    given = point.grad
-                else:
-                    (given,) = torch.autograd.grad(watched[0].reached, point, watched[0].scaled)  # its direction counts
-                    self.passes.first_backwards += len(x)
+            given = point.grad if self.form == "gradient" else None
+            p = watched[0].p(scale) if given is None else None
+            if self._affine and given is None:
+                (given,) = torch.autograd.grad(watched[0].reached, point, watched[0].scaled)  # its direction counts
+                self.passes.first_backwards += len(x)
             given = None if given is None else given.nan_to_num(0.0, 0.0, 0.0)  # a scaler's overflow
             x = self._refined(model, batch, first, point.detach(), p, given)
             if self.form == "hamiltonian":
 
-                def hamiltonian(seen: Seen, x: Tensor = x, p: Tensor = p) -> Tensor:
+                def hamiltonian(seen: Seen, x: Tensor = x, p: Tensor | None = p) -> Tensor:
+                    assert p is not None
                     with self.statistics.crafting(model):
                         return (p * first(x)).sum()
 
@@ -141,9 +140,9 @@ class YOPO(Strategy):
         return p, gradient
 
     def _refined(
-        self, model: nn.Module, batch: Batch, first: First, x: Tensor, p: Tensor, gradient: Tensor | None
+        self, model: nn.Module, batch: Batch, first: First, x: Tensor, p: Tensor | None, gradient: Tensor | None
     ) -> Tensor:
-        """x (B, *S) after n steps along ∂⟨p, f0⟩/∂x; `gradient`, where it is known, is the same at every step."""
+        """x (B, *S) after n steps along ∂⟨p, f0⟩/∂x; a `gradient` that is known holds at every step, without p."""
         threat = self.threat.for_inputs(batch.x)
         if gradient is not None and threat.norm == "linf":
             return threat.project(batch.x, x + self.n * self.step * gradient.sign())
@@ -151,6 +150,7 @@ class YOPO(Strategy):
             for _ in range(self.n):
                 x = threat.project(batch.x, x + self.step * threat.steepest(gradient, x))
             return x
+        assert p is not None
         with borrow(model), self.statistics.crafting(model), torch.enable_grad():
             for _ in range(self.n):
                 point = x.detach().requires_grad_(True)
