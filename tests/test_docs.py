@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import pages
 import sparring as sp
 from sparring.attacks import Attack
 from sparring.evaluation import cascade
@@ -31,12 +32,9 @@ def short(threat: sp.Threat) -> list[Attack]:
 def test_the_code_of_which_attack_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(cascade.ENSEMBLES, "autoattack", short)  # the whole takes a minute
-    names: dict[str, object] = {}
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    for block in blocks:
-        exec(compile(block, "docs/which-attack.md", "exec"), names)
-    assert len(blocks) == 8
-    assert names["checked"].ok  # type: ignore[attr-defined]
+    names, blocks = pages.run("which-attack.md")
+    assert blocks == 8
+    assert names["checked"].ok
     clean, bound = (getattr(names["result"], name).value for name in ("clean_accuracy", "robust_accuracy"))
     assert clean > 0.7
     assert 0 < bound < clean - 0.1

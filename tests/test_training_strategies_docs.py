@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+import pages
 import sparring as sp
 from networks import Counting
 from sparring.training import Strategy
 from test_training_strategies import THREAT, network, samples
 
-PAGE = (Path(__file__).parents[1] / "docs" / "strategies.md").read_text("utf-8")
+PAGE = (pages.DOCS / "strategies.md").read_text("utf-8")
 ROWS = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \|", PAGE, flags=re.MULTILINE)
 NEEDS: dict[str, Callable[[type], Strategy]] = {
     "Standard": lambda kind: kind(),
@@ -45,9 +46,6 @@ def test_passes_are_what_the_table_says(name: str, forwards: str, backwards: str
 
 def test_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    for block in blocks:
-        exec(compile(block, "docs/strategies.md", "exec"), names)
-    assert len(blocks) == 5
+    _, blocks = pages.run("strategies.md")
+    assert blocks == 5
     assert (tmp_path / "averaged.pt").exists()

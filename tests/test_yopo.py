@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import pages
 import sparring as sp
 from sparring.noise import Noise
 from sparring.training.first import Costate, First, first_layer
@@ -350,11 +348,9 @@ def test_an_unknown_first_layer_is_named() -> None:
         learned(YOPO(sp.Linf(EPS), first="stem"), network("affine"), *samples())
 
 
-def test_the_page_about_yopo(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "yopo.md").read_text("utf-8")
-    names: dict[str, Any] = {}
-    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    exec(compile(block, "docs/yopo.md", "exec"), names)
+def test_the_page_about_yopo() -> None:
+    names, blocks = pages.run("yopo.md")
+    assert blocks == 1
     passes, batches = names["strategy"].passes, 2560
     assert passes.forwards == passes.backwards == 5 * batches
     with torch.no_grad():
