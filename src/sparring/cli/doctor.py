@@ -3,7 +3,7 @@
 # No `from __future__ import annotations`: cyclopts reads the annotations of inherited fields as they stand.
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,26 +13,23 @@ from sparring.cli import models
 from sparring.cli.app import DONE, FAILED, Outcome
 from sparring.cli.console import note, say, waiting
 from sparring.cli.evaluate import EPS, open_data
-from sparring.cli.settings import DATA, MODEL, RUN, THREAT, DataSettings, ModelSettings, SeedSettings
-from sparring.cli.values import Number
+from sparring.cli.settings import (
+    DATA,
+    RUN,
+    THREAT,
+    SeedSettings,
+    SubjectSettings,
+    ThreatSettings,
+)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class DoctorSettings(SeedSettings, DataSettings, ModelSettings):
+class DoctorSettings(SeedSettings, ThreatSettings, SubjectSettings):
     """Settings of ``sparring doctor``."""
 
-    model: Annotated[str, MODEL] = field()
-    """package.module:factory, file.py:factory, timm:NAME, torchvision:NAME, or the name of a zoo network."""
-    data: Annotated[str, DATA] = field()
-    """Image folder (one sub-folder a class), .npz with x and y, idx(.gz), CIFAR-10 batches, or a name:
-    fashion-mnist, mnist, cifar10, gtsrb."""
     split: Annotated[str, DATA] = "train"
     """Which part of a named data set: what the network was trained on shows most."""
-    norm: Annotated[Literal["linf", "l2", "l1"], THREAT] = "linf"
-    """How the attacker's change is measured."""
-    eps: Annotated[Number | None, THREAT] = None
-    """Largest change, for images in [0, 1]; left out: 8/255 for linf, 0.5 for l2, 12 for l1."""
     bn: Annotated[Literal["auto", "batch", "train", "eval"], THREAT] = "eval"
     """What the training crafts its examples with: eval, if it calls model.eval() for that, as most attacks do."""
     history: Annotated[Path | None, RUN] = None

@@ -12,7 +12,14 @@ from cyclopts import Parameter
 from sparring.cli import models, recipes
 from sparring.cli.app import Outcome, Stopped
 from sparring.cli.console import note, say, speaks
-from sparring.cli.settings import DATA, MANY, MODEL, RUN, THREAT, DataSettings, ModelSettings, SeedSettings
+from sparring.cli.settings import (
+    MANY,
+    RUN,
+    THREAT,
+    DataSettings,
+    SeedSettings,
+    SubjectSettings,
+)
 from sparring.cli.values import Number, did_you_mean
 from sparring.cli.verdict import VerdictSettings, accuracies, conclude, limit_of
 
@@ -25,14 +32,9 @@ EPS = {"linf": "8/255", "l2": "0.5", "l1": "12"}
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(SeedSettings, DataSettings, ModelSettings, VerdictSettings):
+class EvaluateSettings(SeedSettings, SubjectSettings, VerdictSettings):
     """Settings of ``sparring evaluate``."""
 
-    model: Annotated[str, MODEL] = field()
-    """package.module:factory, file.py:factory, timm:NAME, torchvision:NAME, or the name of a zoo network."""
-    data: Annotated[str, DATA] = field()
-    """Image folder (one sub-folder a class), .npz with x and y, idx(.gz), CIFAR-10 batches, or a name:
-    fashion-mnist, mnist, cifar10, gtsrb."""
     norm: Annotated[Literal["linf", "l2", "l1", "l0"], THREAT] = "linf"
     """How the attacker's change is measured; l0 counts the values that are changed, and only fmn attacks it."""
     eps: Annotated[Number | None, THREAT] = None

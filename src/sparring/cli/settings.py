@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from sparring.cli.values import plain
+from sparring.cli.values import Number, plain
 
 EVERY = Parameter(group=Group("Every command", sort_key=9))
 MODEL = Parameter(group=Group("Model", sort_key=1))
@@ -84,6 +84,29 @@ class SeedSettings(Settings):
     """All randomness is drawn from it."""
     device: Annotated[str, RUN] = "auto"
     """cpu, cuda, cuda:1, mps; auto takes the fastest there is."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SubjectSettings(DataSettings, ModelSettings):
+    """A model and its images, both of which must be given."""
+
+    model: Annotated[str, MODEL] = field()
+    """package.module:factory, file.py:factory, timm:NAME, torchvision:NAME, or the name of a zoo network."""
+    data: Annotated[str, DATA] = field()
+    """Image folder (one sub-folder a class), .npz with x and y, idx(.gz), CIFAR-10 batches, or a name:
+    fashion-mnist, mnist, cifar10, gtsrb."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ThreatSettings(Settings):
+    """What the attacker may do, where l0 is no choice."""
+
+    norm: Annotated[Literal["linf", "l2", "l1"], THREAT] = "linf"
+    """How the attacker's change is measured."""
+    eps: Annotated[Number | None, THREAT] = None
+    """Largest change, for images in [0, 1]; left out: 8/255 for linf, 0.5 for l2, 12 for l1."""
 
 
 Norm = Literal["linf", "l2", "l1", "l0"]

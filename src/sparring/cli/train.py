@@ -14,9 +14,15 @@ from sparring.cli import models, recipes, strategies
 from sparring.cli.app import Outcome, Stopped
 from sparring.cli.console import note, say, table
 from sparring.cli.evaluate import EPS, open_data
-from sparring.cli.settings import DATA, MANY, MODEL, RUN, THREAT, DataSettings, ModelSettings, SeedSettings
+from sparring.cli.settings import (
+    DATA,
+    MANY,
+    RUN,
+    SeedSettings,
+    SubjectSettings,
+    ThreatSettings,
+)
 from sparring.cli.strategies import StrategySettings
-from sparring.cli.values import Number
 
 if TYPE_CHECKING:
     from sparring.training import Epoch, FitResult, Progress
@@ -28,20 +34,11 @@ CHECK = Parameter(group=Group("Validation", sort_key=7))
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(SeedSettings, DataSettings, ModelSettings, StrategySettings):
+class TrainSettings(SeedSettings, ThreatSettings, SubjectSettings, StrategySettings):
     """Settings of ``sparring train``."""
 
-    model: Annotated[str, MODEL] = field()
-    """package.module:factory, file.py:factory, timm:NAME, torchvision:NAME, or the name of a zoo network."""
-    data: Annotated[str, DATA] = field()
-    """Image folder (one sub-folder a class), .npz with x and y, idx(.gz), CIFAR-10 batches, or a name:
-    fashion-mnist, mnist, cifar10, gtsrb."""
     split: Annotated[str, DATA] = "train"
     """Which part of a named data set."""
-    norm: Annotated[Literal["linf", "l2", "l1"], THREAT] = "linf"
-    """How the attacker's change is measured."""
-    eps: Annotated[Number | None, THREAT] = None
-    """Largest change, for images in [0, 1]; left out: 8/255 for linf, 0.5 for l2, 12 for l1."""
     epochs: Annotated[int, LEARN] = 30
     """How often each sample is learned from."""
     batch_size: Annotated[int, LEARN] = 128

@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -12,13 +12,23 @@ from sparring.cli import models, recipes
 from sparring.cli.app import Outcome
 from sparring.cli.console import say, stage, table
 from sparring.cli.evaluate import EPS, open_data
-from sparring.cli.settings import DATA, MANY, MODEL, RUN, THREAT, DataSettings, ModelSettings, SeedSettings
-from sparring.cli.values import NORM_NAMES, Number
+from sparring.cli.settings import (
+    DATA,
+    MANY,
+    MODEL,
+    RUN,
+    THREAT,
+    DataSettings,
+    ModelSettings,
+    SeedSettings,
+    ThreatSettings,
+)
+from sparring.cli.values import NORM_NAMES
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class TransferSettings(SeedSettings, DataSettings):
+class TransferSettings(SeedSettings, ThreatSettings, DataSettings):
     """Settings of ``sparring transfer``."""
 
     models: Annotated[list[str], MODEL, MANY] = field()
@@ -33,10 +43,6 @@ class TransferSettings(SeedSettings, DataSettings):
     data: Annotated[str, DATA] = field()
     """Image folder (one sub-folder a class), .npz with x and y, idx(.gz), CIFAR-10 batches, or a name:
     fashion-mnist, mnist, cifar10, gtsrb."""
-    norm: Annotated[Literal["linf", "l2", "l1"], THREAT] = "linf"
-    """How the attacker's change is measured."""
-    eps: Annotated[Number | None, THREAT] = None
-    """Largest change, for images in [0, 1]; left out: 8/255 for linf, 0.5 for l2, 12 for l1."""
     attacks: Annotated[list[str], MANY, THREAT] = field(default_factory=lambda: ["fgsm", "pgd", "mifgsm"])
     """What makes the examples: fgsm pgd:steps=100 mifgsm difgsm:decay=0"""
     batch_size: Annotated[int, RUN] = 128
