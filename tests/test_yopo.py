@@ -170,11 +170,12 @@ def test_scaled_losses_change_nothing(form: str, kind: str) -> None:
 
 @pytest.mark.parametrize("form", ["hamiltonian", "gradient"])
 @pytest.mark.parametrize("kind", ["affine", "curved"])
-def test_an_overflow_of_the_scaler_leaves_points_that_exist(form: str, kind: str) -> None:
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_overflow_of_the_scaler_leaves_points_that_exist(form: str, kind: str, norm: str) -> None:
     x, y = samples()
     model, seen = network(kind).float(), []
     model.register_forward_pre_hook(lambda module, inputs: seen.append(bool(inputs[0].isfinite().all())))
-    for loss in YOPO(sp.Linf(EPS), 3, 2, form=form)(model, (x.float(), y)):
+    for loss in YOPO(sp.Threat(norm, EPS), 3, 2, form=form, first="first")(model, (x.float(), y)):
         (loss.value * 3e38 * 10).backward()
     assert len(seen) > 3
     assert all(seen)

@@ -62,15 +62,15 @@ class Costate:
 
     @property
     def scaled(self) -> Tensor:
-        """p as the backward left it: times what the loop scaled the loss with, zero where that overflowed."""
+        """p as the backward left it: times what the loop scaled the loss with, not a number where that overflowed."""
         if not self.gradients:
             raise RuntimeError(
                 "the loss went backward without reaching the first layer: is part of the model detached?"
             )
-        return self.gradients[-1].nan_to_num(0.0, 0.0, 0.0)
+        return self.gradients[-1]
 
     def p(self, scale: Tensor) -> Tensor:
-        """The co-state in float32 or better: half precision would lose small entries without the scale."""
+        """p in float32 or better (half precision would lose small entries without the scale), zero where it overflowed."""
         p = self.scaled
         return (p.to(torch.promote_types(p.dtype, torch.float32)) / scale).nan_to_num(0.0, 0.0, 0.0)
 
