@@ -490,6 +490,20 @@ def test_averaged_weights_get_batchnorm_statistics_of_their_own() -> None:
     torch.testing.assert_close(model[1].running_var, inside.var(0), rtol=1e-3, atol=1e-5)
 
 
+def test_statistics_that_a_slow_momentum_leaves_behind_are_taken_anew() -> None:
+    x, y = problem(640)
+    x = 5 * x + 20
+    found = {}
+    for momentum in (0.001, 0.2):
+        model = network(nn.BatchNorm1d(16, momentum=momentum))
+        found[momentum] = fit(model, (x, y), PGDTraining(THREAT, steps=2), epochs=2, lr=1e-4, batch_size=32)
+        inside = F.linear(x, model[0].weight, model[0].bias)
+        torch.testing.assert_close(model[1].running_mean, inside.mean(0), rtol=0.05, atol=0.5)
+        torch.testing.assert_close(model[1].running_var, inside.var(0), rtol=0.2, atol=0.5)
+    behind = [sum("caught up" in note for note in result.notes) for result in found.values()]
+    assert behind == [1, 0]
+
+
 @pytest.mark.parametrize("strategy", [PGDTraining(THREAT, steps=2), YOPO(THREAT, m=2, n=2, collapse=False)])
 def test_a_gradient_scaler_changes_nothing_but_the_rounding(
     strategy: Strategy, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.training.parts import Part
-from sparring.training.strategy import Loss, Strategy
+from sparring.training.strategy import Batch, Loss, Strategy
 
 
 class Average(Part):
@@ -36,7 +36,7 @@ class Average(Part):
         """Whether the weights after this step belong into the average."""
         return True
 
-    def around(self, strategy: Strategy, model: nn.Module, losses: Iterator[Loss]) -> Iterator[Loss]:
+    def around(self, strategy: Strategy, model: nn.Module, batch: Batch, losses: Iterator[Loss]) -> Iterator[Loss]:
         for loss in losses:
             yield loss
             if loss.update and loss.owner == "model":

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from sparring.training.fast import check_positive
 from sparring.training.free import Free
 from sparring.training.parts import Part
-from sparring.training.strategy import Loss, Seen, Strategy
+from sparring.training.strategy import Batch, Loss, Seen, Strategy
 from sparring.training.yopo import YOPO
 
 
@@ -43,7 +43,7 @@ class AWP(Part):
                 "put it round PGDTraining or TRADES"
             )
 
-    def around(self, strategy: Strategy, model: nn.Module, losses: Iterator[Loss]) -> Iterator[Loss]:
+    def around(self, strategy: Strategy, model: nn.Module, batch: Batch, losses: Iterator[Loss]) -> Iterator[Loss]:
         for loss in losses:
             if loss.owner == "model" and strategy.batches > self.start:
                 self._perturb(loss, strategy, model)

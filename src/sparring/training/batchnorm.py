@@ -89,6 +89,11 @@ class Statistics:
         """What crafting uses now: "batch" or "eval" statistics."""
         return "eval" if self.policy == "eval" or (self.policy == "auto" and self.agrees) else "batch"
 
+    @property
+    def apart(self) -> bool:
+        """ "auto": whether running and batch statistics clearly disagree now."""
+        return self.drift is not None and self.drift.forwards > 0 and self._worst(self.drift) >= DISAGREE
+
     def check(self, model: nn.Module, x: Tensor) -> None:
         """ValueError for a batch that has no statistics. Looks at the layers' modes, before they are borrowed."""
         self._modes = [(module, module.training) for module in model.modules()]
@@ -161,8 +166,10 @@ class Statistics:
 
     def _look(self, drift: Drift) -> None:
         """Enter and leave agreement at different limits, so that noise does not toggle it."""
-        worst = float(torch.stack(drift.by_layer()).max())
-        self.agrees = worst < (DISAGREE if self.agrees else AGREE)
+        self.agrees = self._worst(drift) < (DISAGREE if self.agrees else AGREE)
+
+    def _worst(self, drift: Drift) -> float:
+        return float(torch.stack(drift.by_layer()).max())
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {}

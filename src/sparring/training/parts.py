@@ -1,4 +1,4 @@
-"""What can be put round a strategy: `AWP`, `EMA`, `SWA`."""
+"""What can be put round a strategy: `AWP`, `EMA`, `SWA`, `VirtualAdversarial`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sparring.training.strategy import Loss, Strategy, plain
+from sparring.training.strategy import Batch, Loss, Strategy, plain
 
 
 class Part:
@@ -17,11 +17,16 @@ class Part:
     A subclass is a dataclass of its settings, and overrides what it needs. Each belongs to one strategy.
     """
 
+    @property
+    def takes_unlabelled(self) -> bool:
+        """Whether it learns from samples without labels, too: the batch's `extras["unlabelled"]`."""
+        return False
+
     def check(self, strategy: Strategy) -> None:
         """ValueError, in one line, for a strategy that it can't stand round."""
 
-    def around(self, strategy: Strategy, model: nn.Module, losses: Iterator[Loss]) -> Iterator[Loss]:
-        """The losses of one batch. What stands behind a `yield` runs when the loss went backward and the optimiser stepped."""
+    def around(self, strategy: Strategy, model: nn.Module, batch: Batch, losses: Iterator[Loss]) -> Iterator[Loss]:
+        """The losses of this batch, which has been checked. What stands behind a `yield` runs when the loss went backward and the optimiser stepped."""
         yield from losses
 
     def settings(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparring.training.averaging import SWA, Average
+from sparring.training.averaging import Average
 from sparring.training.callbacks import Callback
 from sparring.training.checkpoint import copied, weights
 from sparring.training.feed import Chunk, Feed, groups
@@ -21,13 +21,12 @@ from sparring.training.history import Epoch, Progress
 from sparring.training.ledger import Ledger, NotFinite, Tally
 from sparring.training.limits import Limits
 from sparring.training.optimizing import Rates, Tuning
-from sparring.training.recalibration import recalibrate
+from sparring.training.settling import settle
 from sparring.training.strategy import Batch, Loss, Strategy
 from sparring.training.team import Crew
 from sparring.training.validation import Validation
 
 EVERY = 20  # batches between two looks at what lies on a GPU
-SETTLING = 40  # batches that BatchNorm statistics of averaged weights are estimated from
 
 
 @dataclass(eq=False, kw_only=True)
@@ -168,7 +167,7 @@ class Run:
         return True
 
     def _batch(self, chunk: Chunk, weight: float, samples: int, last: bool) -> None:
-        batch = self._prepared(chunk)
+        batch = self.prepared(chunk)
         updates = 0
         for loss in self.strategy(self.model, batch):
             self._backward(loss, weight)
@@ -186,7 +185,7 @@ class Run:
             else:
                 loss.update = False
 
-    def _prepared(self, chunk: Chunk) -> Batch:
+    def prepared(self, chunk: Chunk) -> Batch:
         x, y = chunk.x.to(self.device, non_blocking=True), chunk.y.to(self.device, non_blocking=True)
         if self.augment is not None:
             x = self.augment(x, chunk.indices, self.step)
@@ -261,7 +260,7 @@ class Run:
         row = self._row()
         due = (self.epoch + 1) % self.evaluate_every == 0 or self.epoch + 1 == self.epochs
         if due:
-            self._settle()
+            settle(self)
         if self.validation is not None and due:
             row = self._validated(row)
         self.history.append(row)
@@ -276,13 +275,6 @@ class Run:
             self.good = self._snapshot()
         self.counted = copy.copy(self.strategy.passes)
         self.keep(self)
-
-    def _settle(self) -> None:
-        """Means of weights are a network that never learned: its BatchNorm statistics, from the training mixture."""
-        if any(isinstance(part, SWA) and part.count for part in self.strategy.parts):
-            order = self.feed.order(self.epoch)[:SETTLING]
-            with self.deployed():
-                recalibrate(self.model, map(self._prepared, self.feed.batches(self.epoch, order)), self.strategy)
 
     def _row(self) -> Epoch:
         now, before = asdict(self.strategy.passes), asdict(self.counted)

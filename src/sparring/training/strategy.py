@@ -177,6 +177,11 @@ class Strategy:
         """Whether a batch must say which samples of the data set it holds."""
         return False
 
+    @property
+    def takes_unlabelled(self) -> bool:
+        """Whether it, or a part round it, learns from samples without labels, too: `extras["unlabelled"]` of a batch."""
+        return any(part.takes_unlabelled for part in self.parts)
+
     def settings(self) -> dict[str, Any]:
         """What this strategy, and what is round it, was set to, in values that JSON can hold."""
         found = {f.name: plain(getattr(self, f.name)) for f in fields(self)}
@@ -201,7 +206,7 @@ class Strategy:
         self.batches = (self.batches if batch.step is None else batch.step) + 1
         losses = self.losses(model, batch)
         for part in self.parts:
-            losses = part.around(self, model, losses)
+            losses = part.around(self, model, batch, losses)
         yield from losses
 
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
