@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sparring.learned import AdversarialPatch as AdversarialPatch
     from sparring.learned import AdvGAN as AdvGAN
     from sparring.learned import UniversalPerturbation as UniversalPerturbation
+    from sparring.text import TextClassifier as TextClassifier
     from sparring.threat import L0 as L0
     from sparring.threat import L1 as L1
     from sparring.threat import L2 as L2
@@ -104,6 +105,7 @@ _HOMES = {
     "sparring.combined": ["ensemble", "expectation"],
     "sparring.evaluation": ["EvaluationResult", "compare", "evaluate", "load_result", "merge", "verify"],
     "sparring.learned": ["AdversarialPatch", "AdvGAN", "UniversalPerturbation"],
+    "sparring.text": ["TextClassifier"],
     "sparring.threat": ["L0", "L1", "L2", "Linf", "Threat"],
     "sparring.training": [
         "AWP",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparring.zoo import efficientnet, maxout, plain, resnet
+from sparring.zoo import efficientnet, maxout, plain, resnet, text
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "softmax": plain.softmax,
@@ -22,6 +22,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "small-resnet": resnet.small_resnet,
     "preact-resnet18": resnet.preact_resnet18,
     "efficientnet-lite0": efficientnet.efficientnet_lite0,
+    "lstm": text.lstm,
 }
 
 
@@ -31,7 +32,7 @@ def names() -> list[str]:
 
 
 def build(name: str, seed: int = 0, **args: Any) -> nn.Module:
-    """A network on the CPU that takes x float (B, C, H, W) in [0, 1] and returns logits (B, classes).
+    """A network on the CPU that takes x float (B, C, H, W) in [0, 1] ("lstm": token numbers) and returns logits (B, classes).
 
     Its random weights depend on `seed` alone; the global generators are left as they were.
 
