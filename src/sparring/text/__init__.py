@@ -2,6 +2,17 @@
 
 from sparring.text.classifier import TextClassifier
 from sparring.text.encoded import Encoded
+from sparring.text.frequency import FrequencyNormalizedEmbedding, count_tokens, find_embedding
+from sparring.text.perturber import EmbeddingPerturber, Perturbed
 from sparring.text.tokens import build_tokenizer
 
-__all__ = ["Encoded", "TextClassifier", "build_tokenizer"]
+__all__ = [
+    "EmbeddingPerturber",
+    "Encoded",
+    "FrequencyNormalizedEmbedding",
+    "Perturbed",
+    "TextClassifier",
+    "build_tokenizer",
+    "count_tokens",
+    "find_embedding",
+]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sparring.borrow import borrow
 from sparring.text.encoded import Encoded
+from sparring.text.frequency import FrequencyNormalizedEmbedding, count_tokens, find_embedding, install
 from sparring.text.tokens import FILE, Tokens, needed
 
 FORMAT = 1
@@ -75,7 +76,8 @@ class TextClassifier(nn.Module):
     @property
     def embedding(self) -> nn.Embedding:
         """The layer that turns token numbers into vectors."""
-        return self._found[0]
+        told = self._told[0]
+        return find_embedding(self.model) if told is None else told
 
     @property
     def device(self) -> torch.device:
@@ -109,6 +111,13 @@ class TextClassifier(nn.Module):
         logits: Tensor = answer if isinstance(answer, Tensor) else answer.logits
         return logits
 
+    def normalize_embedding(self, texts: Sequence[str]) -> None:
+        """Puts a `FrequencyNormalizedEmbedding`, with the frequencies of these texts, in the place of the embedding layer: for
+        a network that is yet to learn."""
+        rows, _ = self.tokens.rows(texts, self.max_length)
+        install(self.model, count_tokens(rows, self.embedding.num_embeddings))
+        self._told = (None,)
+
     def logits(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
         """Logits (N, C) of texts, in evaluation mode and without a graph, on the CPU.
 
@@ -138,6 +147,9 @@ class TextClassifier(nn.Module):
                 f"a {type(self.model).__name__} can't be built again from a folder: expected a network of sparring.zoo or of "
                 "Hugging Face; keep its state_dict yourself"
             )
+        normalized = isinstance(self.embedding, FrequencyNormalizedEmbedding)
+        if pretrained is not None and normalized:
+            raise ValueError("a Hugging Face folder has no place for the frequencies of a normalised embedding")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as made:
             new = Path(made)
             self.tokens.save(new)
@@ -149,6 +161,7 @@ class TextClassifier(nn.Module):
             document = {
                 "format": FORMAT,
                 "network": settings if pretrained is None else "huggingface",
+                "normalized": normalized,
                 "tokenizer": "tokenizers" if self.tokens.own else "huggingface",
                 "classes": self.classes,
                 "max_length": self.max_length,
@@ -180,6 +193,8 @@ class TextClassifier(nn.Module):
                 from sparring import zoo
 
                 model, tokenizer = zoo.build(**network), None
+                if document["normalized"]:
+                    install(model, torch.ones(find_embedding(model).num_embeddings))  # the frequencies are in the file
                 model = zoo.load_weights(model, path / WEIGHTS)
             if document["tokenizer"] == "tokenizers":
                 tokenizer = needed("tokenizers").Tokenizer.from_file(str(path / FILE))
@@ -189,24 +204,6 @@ class TextClassifier(nn.Module):
 
     def __repr__(self) -> str:
         return f"TextClassifier({type(self.model).__name__}, {self.tokens.size} tokens, classes={self.classes})"
-
-
-def find_embedding(model: nn.Module) -> nn.Embedding:
-    """The layer that turns token numbers into vectors: what `get_input_embeddings()` says, or the one `nn.Embedding`.
-
-    ValueError where there is none, or where several could be meant.
-    """
-    says = getattr(model, "get_input_embeddings", None)
-    found = says() if callable(says) else None
-    if isinstance(found, nn.Embedding):
-        return found
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
-    if len(layers) != 1:
-        several = f"has several, {', '.join(layers)}" if layers else "has none"
-        raise ValueError(
-            f"the embedding layer of {type(model).__name__} is not to be found (it {several}): give embedding="
-        )
-    return next(iter(layers.values()))
 
 
 def _classes(model: nn.Module, given: Sequence[str] | int | None) -> list[str]:
