@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from sparring.training import SWA as SWA
     from sparring.training import TRADES as TRADES
     from sparring.training import TRADESYOPO as TRADESYOPO
+    from sparring.training import VAT as VAT
     from sparring.training import YOPO as YOPO
     from sparring.training import AdvProp as AdvProp
     from sparring.training import Batch as Batch
@@ -66,9 +67,12 @@ if TYPE_CHECKING:
     from sparring.training import Mixed as Mixed
     from sparring.training import PGDTraining as PGDTraining
     from sparring.training import Standard as Standard
+    from sparring.training import Unlabelled as Unlabelled
+    from sparring.training import VirtualAdversarial as VirtualAdversarial
     from sparring.training import diagnose as diagnose
     from sparring.training import fit as fit
     from sparring.training import recalibrate as recalibrate
+    from sparring.training import virtual_perturbation as virtual_perturbation
     from sparring.transfer import TransferMatrix as TransferMatrix
     from sparring.transfer import transfer_matrix as transfer_matrix
     from sparring.transforms import rotated as rotated
@@ -126,6 +130,9 @@ _HOMES = {
         "Standard",
         "TRADES",
         "TRADESYOPO",
+        "Unlabelled",
+        "VAT",
+        "VirtualAdversarial",
         "YOPO",
         "fit",
         "Diagnosis",
@@ -133,6 +140,7 @@ _HOMES = {
         "HealthCheck",
         "diagnose",
         "recalibrate",
+        "virtual_perturbation",
     ],
     "sparring.transfer": ["TransferMatrix", "transfer_matrix"],
     "sparring.transforms": ["rotated"],

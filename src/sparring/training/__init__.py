@@ -18,6 +18,8 @@ from sparring.training.strategy import Batch, Loss, Strategy
 from sparring.training.supervised import FGSMTraining, Mixed, PGDTraining, Standard
 from sparring.training.trades import MART, TRADES
 from sparring.training.trades_yopo import TRADESYOPO
+from sparring.training.vat import VAT, Unlabelled, VirtualAdversarial
+from sparring.training.virtual import virtual_perturbation
 from sparring.training.yopo import YOPO
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "SWA",
     "TRADES",
     "TRADESYOPO",
+    "VAT",
     "YOPO",
     "AdvProp",
     "Batch",
@@ -52,7 +55,10 @@ __all__ = [
     "Run",
     "Standard",
     "Strategy",
+    "Unlabelled",
+    "VirtualAdversarial",
     "diagnose",
     "fit",
     "recalibrate",
+    "virtual_perturbation",
 ]

@@ -26,7 +26,8 @@ class Part:
         """ValueError, in one line, for a strategy that it can't stand round."""
 
     def around(self, strategy: Strategy, model: nn.Module, batch: Batch, losses: Iterator[Loss]) -> Iterator[Loss]:
-        """The losses of this batch, which has been checked. What stands behind a `yield` runs when the loss went backward and the optimiser stepped."""
+        """The losses of this batch, which has been checked. What stands behind a `yield` runs when the loss went backward
+        and the optimiser stepped."""
         yield from losses
 
     def settings(self) -> dict[str, Any]:

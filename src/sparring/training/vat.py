@@ -1,0 +1,177 @@
+"""Virtual adversarial training: answers that stay where they are, also around samples that nobody has labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from sparring.noise import Noise
+from sparring.training.fast import check_positive
+from sparring.training.parts import Part
+from sparring.training.strategy import Batch, Loss, Seen, Strategy, wide
+from sparring.training.supervised import Standard
+from sparring.training.trades import divergence
+from sparring.training.virtual import Finder, Replay, as_it_learns, batch_wise, check
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """Samples without labels beside a batch: `Batch(x, y, extras={"unlabelled": Unlabelled(x)})`, or x alone.
+
+    x: (B, *S) floats. indices: (B,) their numbers, which random draws are keyed by; default 0 … B − 1. weight: of their
+    mean in the batch's loss, where a process's share of them differs from its share of the labelled ones.
+    """
+
+    x: Tensor
+    indices: Tensor | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        x, indices = self.x, self.indices
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            given = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"unlabelled samples of {given}: expected a tensor of floats (B, *S)")
+        if not len(x):
+            raise ValueError(
+                "the batch has no unlabelled sample: expected x (B, *S), B at least 1; leave it out for none"
+            )
+        if indices is not None and indices.shape != (len(x),):
+            raise ValueError(
+                f"indices of shape {tuple(indices.shape)} for {len(x)} unlabelled samples: expected ({len(x)},)"
+            )
+
+    @staticmethod
+    def of(batch: Batch) -> Unlabelled:
+        """A checked batch's; its labelled samples where there are no others."""
+        given = batch.extras.get("unlabelled", Unlabelled(batch.x, batch.indices))
+        found = given if isinstance(given, Unlabelled) else Unlabelled(given)
+        if found.x.shape[1:] != batch.x.shape[1:]:
+            raise ValueError(
+                f"unlabelled samples of shape {tuple(found.x.shape[1:])}, labelled ones of {tuple(batch.x.shape[1:])}: one "
+                "network can't take both"
+            )
+        return found
+
+
+@dataclass(eq=False)
+class Smoothing:
+    """What `VAT` and `VirtualAdversarial` share: their settings, and the loss that needs no label."""
+
+    eps: float
+    weight: float = field(default=1.0, kw_only=True)
+    xi: float | None = field(default=None, kw_only=True)
+    iterations: int = field(default=1, kw_only=True)
+    entropy_minimisation: bool = field(default=False, kw_only=True)
+
+    def check_settings(self) -> None:
+        check(self.eps, self.xi, self.iterations, type(self).__name__)
+        check_positive(type(self).__name__, weight=self.weight)
+
+    def smoothness(self, strategy: Strategy, model: nn.Module, batch: Batch) -> Loss:
+        """weight · (KL(p(x) ‖ p(x + r)) [+ the entropy of p(x)]), the mean over the unlabelled samples; it makes no step."""
+        unlabelled = Unlabelled.of(batch)
+        x = unlabelled.x.detach()
+        found: list[tuple[Replay, Tensor, Tensor]] = []  # once, also where AWP computes the loss again at other weights
+
+        def answers(at: Tensor) -> Tensor:
+            with strategy.precision(x), batch_wise(model, x):
+                logits: Tensor = model(at)
+            strategy.passes.forwards += len(x)
+            strategy.passes.backwards += len(x)
+            return logits
+
+        def compute(seen: Seen) -> Tensor:
+            replay = found[0][0] if found else Replay(x.device)
+            clean = None
+            if self.entropy_minimisation:
+                with replay.again() if found else nullcontext():
+                    clean = answers(x)
+            if not found:
+                found.append((replay, *self._worst(strategy, model, batch, unlabelled, replay, clean)))
+            _, reference, moved = found[0]
+            with replay.again():
+                value = divergence(reference, wide(answers(moved))).mean()
+            return self.weight * unlabelled.weight * (value if clean is None else value + entropy(wide(clean)).mean())
+
+        return Loss(compute, update=False)
+
+    def _worst(
+        self,
+        strategy: Strategy,
+        model: nn.Module,
+        batch: Batch,
+        unlabelled: Unlabelled,
+        replay: Replay,
+        clean: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) at the unlabelled samples, and x + r (B, *S)."""
+        x, seed = unlabelled.x.detach(), strategy.draw_seed(batch)
+        numbers = torch.arange(len(x)) if unlabelled.indices is None else unlabelled.indices.detach().cpu().long()
+        finder = Finder(self.eps, self.xi, self.iterations)
+        with as_it_learns(model, x, strategy.autocast, seed) as borrowed:
+            reference = borrowed.look(x) if clean is None else clean.detach()
+            r = finder(borrowed, x, Noise(seed, numbers), replay, reference)
+        strategy.passes.forwards += borrowed.forwards
+        strategy.passes.backwards += borrowed.backwards
+        return wide(reference), (x + r).to(x.dtype)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """−Σ p log p of logits (B, C). (B,)"""
+    return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
+
+
+@dataclass(eq=False)
+class VirtualAdversarial(Smoothing, Part):
+    """Puts virtual adversarial training round any strategy: `sp.PGDTraining(threat).with_(sp.VirtualAdversarial(2.0))`.
+
+    Beside every loss that the model's optimiser steps on, KL(p(x) ‖ p(x + r)) of the batch's unlabelled samples. The settings
+    and the passes that it adds are those of `VAT`.
+    """
+
+    def __post_init__(self) -> None:
+        self.check_settings()
+
+    @property
+    def takes_unlabelled(self) -> bool:
+        return True
+
+    def around(self, strategy: Strategy, model: nn.Module, batch: Batch, losses: Iterator[Loss]) -> Iterator[Loss]:
+        for loss in losses:
+            if loss.update and loss.owner == "model":
+                yield self.smoothness(strategy, model, batch)
+            yield loss
+
+
+@dataclass(eq=False)
+class VAT(Smoothing, Standard):
+    """Cross-entropy of the labelled samples + KL(p(x) ‖ p(x + r)) of the unlabelled ones. Miyato et al. (2018).
+
+    r is `virtual_perturbation`: of L2 length eps, where the answer p(x), which is constant in the gradient, changes most. No
+    label is asked for. Only the labelled samples move BatchNorm's running statistics; the others are normalised with those of
+    their own batch. All forwards of the unlabelled samples have the same dropout mask.
+
+    eps: in input units. Images in [0, 1]: about 2 for 28×28. weight: of the divergence. xi, iterations: see
+    `virtual_perturbation`. entropy_minimisation: also learn to be sure, + the entropy of p(x); for the harder data.
+    The unlabelled samples come as `extras["unlabelled"]` of a `Batch`, as `fit(…, unlabelled=…)`, or from Lightning's
+    `CombinedLoader({"labelled": …, "unlabelled": …})`; in the paper the labelled ones are among them. Without any, the
+    divergence is that of the labelled samples.
+    Passes a batch: of the labelled samples 1, of the unlabelled ones K + 2 forwards and K + 1 backwards with K iterations;
+    with entropy_minimisation one backward more.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_settings()
+
+    @property
+    def takes_unlabelled(self) -> bool:
+        return True
+
+    def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
+        yield self.smoothness(self, model, batch)
+        yield from super().losses(model, batch)

@@ -1,0 +1,182 @@
+"""The virtual adversarial direction: where a network's answer changes most, found without a label by power iteration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sparring.borrow import Borrowed, borrow
+from sparring.noise import Noise
+from sparring.objective import kl
+from sparring.threat import per_sample
+from sparring.training.batchnorm import Statistics
+
+
+def virtual_perturbation(
+    model: nn.Module,
+    x: Tensor,
+    eps: float,
+    xi: float | None = None,
+    iterations: int = 1,
+    *,
+    exact: bool = False,
+    indices: Tensor | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """r (B, *S) of L2 length eps for each sample of x (B, *S), along which KL(p(x) ‖ p(x + r)) grows fastest. Miyato et al.
+    (2018), equations 8 to 11.
+
+    At r = 0 the divergence and its slope are zero, so the direction is the dominant eigenvector of its Hessian H. Power
+    iteration, d ← H·d / ‖H·d‖ from a random d, finds it without forming H: ∇KL(p(x) ‖ p(x + r)) at r = ξ·d is ξ·H·d + O(ξ²).
+
+    model: maps x to logits (B, C). It runs in the modes that it is in: in train mode with dropout, of which all forwards
+    have the same mask, and with BatchNorm's batch statistics, whose running ones stay. Parameters collect no gradients.
+    eps: in input units, above 0. xi: ξ, the length of the finite difference, in input units. Left out, it is √u · ‖x‖ for
+    each sample, u the rounding unit of the network's logits or x, whichever is coarser (√u · eps where ‖x‖ is below eps):
+    there the errors of rounding, u / ξ, and of the finite difference, ξ, are about equal. The paper's 1e-6 is rounded away
+    already in float32.
+    iterations: of power iteration; one forward and one backward each, after one forward at x. exact: H·d by a second
+    backward instead of the finite difference, which `xi` then is not for. indices (B,), seed: what the random d are keyed by.
+    A sample whose H·d is zero keeps its random direction. float32 or better, as x where that is better.
+
+    Raises TypeError or ValueError, in one line, for what can't be.
+
+    >>> import sparring as sp
+    >>> model = nn.Linear(2, 2, bias=False)
+    >>> _ = model.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 0.0]]))  # only x's first number counts
+    >>> sp.virtual_perturbation(model, torch.ones(1, 2), eps=0.5).abs()
+    tensor([[0.5000, 0.0000]])
+    """
+    check(eps, xi, iterations)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x of {getattr(x, 'dtype', type(x).__name__)}: expected a tensor of floats (B, *S)")
+    numbers = torch.arange(len(x)) if indices is None else indices.detach().cpu().long()
+    with as_it_learns(model, x) as borrowed:
+        finder = Finder(eps, xi, iterations, exact)
+        return finder(borrowed, x.detach(), Noise(seed, numbers), Replay(x.device))
+
+
+def check(eps: float, xi: float | None, iterations: int, name: str = "virtual_perturbation") -> None:
+    """One line for settings that there can't be."""
+    for what, value in (("eps", eps), ("xi", xi)):
+        if (what == "eps" or value is not None) and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise ValueError(f"{name}({what}={value!r}): expected a finite number above 0, an L2 length in input units")
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(f"{name}(iterations={iterations!r}): expected a whole number, at least 1")
+
+
+class Replay:
+    """The random numbers of the next forward, for others to draw again: the same dropout mask in all of them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.devices = [device.index or 0] if device.type == "cuda" else []
+        self.cpu = torch.get_rng_state()
+        self.cuda = [torch.cuda.get_rng_state(index) for index in self.devices]
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        with torch.random.fork_rng(self.devices):
+            torch.set_rng_state(self.cpu)
+            for index, state in zip(self.devices, self.cuda, strict=True):
+                torch.cuda.set_rng_state(state, index)
+            yield
+
+
+@contextmanager
+def batch_wise(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """The model in its own modes, with the statistics of its batches, which move no running ones."""
+    statistics = Statistics("train")
+    statistics.check(model, x)
+    with statistics.crafting(model):
+        yield
+
+
+@contextmanager
+def as_it_learns(model: nn.Module, x: Tensor, autocast: torch.dtype | None = None, seed: int = 0) -> Iterator[Borrowed]:
+    """`batch_wise`, and parameters frozen."""
+    statistics = Statistics("train")
+    statistics.check(model, x)  # sees the model's own modes
+    with borrow(model, autocast, seed) as borrowed, statistics.crafting(model):
+        yield borrowed
+
+
+class Finder:
+    """Power iteration on the Hessian of KL(p(x) ‖ p(x + r)) at r = 0."""
+
+    def __init__(self, eps: float, xi: float | None, iterations: int, exact: bool = False) -> None:
+        self.eps, self.xi, self.iterations, self.exact = eps, xi, iterations, exact
+
+    def __call__(self, model: Borrowed, x: Tensor, noise: Noise, replay: Replay, clean: Tensor | None = None) -> Tensor:
+        """r (B, *S). clean: the logits at x, of the forward whose random numbers `replay` has; None: they are asked for."""
+        if clean is None:
+            clean = model.look(x)
+        d = unit(noise.normal(x.shape[1:], "virtual", like=x.new_empty((), dtype=at_least_single(x))))
+        length = self._length(x, clean)
+        with torch.enable_grad():
+            product = (
+                self._products(model, x, replay) if self.exact else self._difference(model, x, clean, length, replay)
+            )
+            for _ in range(self.iterations):
+                d = unit(product(d), d)
+        return self.eps * d
+
+    def _length(self, x: Tensor, clean: Tensor) -> Tensor:
+        """ξ of each sample (B, 1, …)."""
+        if self.xi is not None:
+            return per_sample(x.new_full((len(x),), self.xi, dtype=at_least_single(x)), x)
+        rounding = max(torch.finfo(x.dtype).eps, torch.finfo(clean.dtype).eps)
+        size = x.to(at_least_single(x)).flatten(1).norm(dim=1).clamp_min(self.eps)
+        return per_sample(math.sqrt(rounding) * size, x)
+
+    def _difference(
+        self, model: Borrowed, x: Tensor, clean: Tensor, length: Tensor, replay: Replay
+    ) -> Callable[[Tensor], Tensor]:
+        """d to ∇KL(p(x) ‖ p(x + r)) / ξ at r = ξ·d."""
+
+        def product(d: Tensor) -> Tensor:
+            r = (length * d).requires_grad_(True)
+            with replay.again():
+                logits = model.call((x + r).to(x.dtype), {})
+            divergence = (
+                kl(logits, logits, reference=clean) / length.flatten()
+            )  # of order H, whatever ξ: fp16 has few exponents
+            slope: Tensor = torch.autograd.grad(divergence.sum(), r)[0]
+            model.backwards += len(x)
+            return slope
+
+        return product
+
+    def _products(self, model: Borrowed, x: Tensor, replay: Replay) -> Callable[[Tensor], Tensor]:
+        """d to H·d, from one graph."""
+        r = torch.zeros_like(x, dtype=at_least_single(x)).requires_grad_(True)
+        with replay.again():
+            logits = model.call((x + r).to(x.dtype), {})
+        (slope,) = torch.autograd.grad(kl(logits, logits, reference=logits.detach()).sum(), r, create_graph=True)
+        model.backwards += len(x)
+
+        def product(d: Tensor) -> Tensor:
+            found: Tensor = torch.autograd.grad((slope * d).sum(), r, retain_graph=True)[0]
+            model.backwards += len(x)
+            return found
+
+        return product
+
+
+def at_least_single(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def unit(v: Tensor, instead: Tensor | None = None) -> Tensor:
+    """v (B, *S) divided by each sample's L2 length; where that is zero or not finite, the row of `instead`."""
+    rows = v.flatten(1)
+    largest = rows.abs().amax(1, keepdim=True)  # first, so that squares neither overflow nor vanish
+    scaled = rows / torch.where(largest > 0, largest, 1)
+    found: Tensor = (scaled / scaled.norm(dim=1, keepdim=True).clamp_min(0.5)).view_as(v)
+    if instead is None:
+        return found
+    usable = (largest > 0) & largest.isfinite()
+    return torch.where(per_sample(usable.flatten(), v), found, instead)
