@@ -59,9 +59,7 @@ class TextClassifier(nn.Module):
                 f"max_length={max_length!r}: expected 3 tokens or more"
                 + (f", and no more than the model takes, {min(known)}" if known else "")
             )
-        self._found = (
-            embedding if embedding is not None else find_embedding(model),
-        )  # a tuple, so that it is no child
+        self._told = (embedding,)  # a tuple, so that it is no child
         if self.tokens.size > self.embedding.num_embeddings:
             raise ValueError(
                 f"the tokenizer has {self.tokens.size} tokens and the model's embedding {self.embedding.num_embeddings}: they "
