@@ -73,3 +73,8 @@ class Encoded:
         """Some of the rows: a slice, or a tensor of numbers or of bools."""
         extras = {name: part[rows] for name, part in self.extras.items()}
         return Encoded(self.ids[rows], self.mask[rows], self.special[rows], extras)
+
+
+def is_tokens(x: object) -> bool:
+    """Whether these are texts: an `Encoded`, or token numbers (B, T) int64."""
+    return isinstance(x, Encoded) or (isinstance(x, Tensor) and x.dtype == torch.int64 and x.ndim == 2)

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from sparring.attacks.base import Attack
 from sparring.attacks.inputs import check_labels
 from sparring.borrow import Borrowed, borrow
 from sparring.objective import check_label_range
+from sparring.text.encoded import is_tokens
 from sparring.threat import Threat
 from sparring.training.batchnorm import Statistics, layers, safe_buffers
 from sparring.training.crafting import craft
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
 class Batch:
     """What a strategy learns from.
 
-    x: (B, *S) floats. y: (B,) class numbers. indices: (B,) numbers of the samples in their data set, which random draws
-    and kept perturbations are keyed by; default 0 … B − 1. step: the number of batches before this one; default: the
-    strategy counts. extras: whatever else a strategy asks for by name (unlabelled data, masks).
+    x: (B, *S) floats; for a strategy that takes texts also token numbers (B, T) int64, or an `Encoded`. y: (B,) class numbers.
+    indices: (B,) numbers of the samples in their data set, which random draws and kept perturbations are keyed by; default
+    0 … B − 1. step: the number of batches before this one; default: the strategy counts. extras: whatever else a strategy
+    asks for by name (unlabelled data, masks).
     """
 
     x: Tensor
@@ -146,6 +148,7 @@ class Strategy:
     parts: what `with_` put round it.
     """
 
+    takes_tokens: ClassVar[bool] = False  # whether it learns from texts, too
     bn: str = "auto"
     label_smoothing: float = 0.0
     seed: int = 0
@@ -251,7 +254,8 @@ class Strategy:
     def _checked(self, batch: Batch | tuple[Tensor, Tensor]) -> Batch:
         batch = batch if isinstance(batch, Batch) else Batch(*batch)
         x = batch.x
-        if not isinstance(x, Tensor) or not x.is_floating_point():
+        tokens = self.takes_tokens and is_tokens(x)
+        if not tokens and not (isinstance(x, Tensor) and x.is_floating_point()):
             given = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"batch.x of {given}: expected a tensor of floats (B, *S)")
         y = check_labels(batch.y, x)
@@ -265,7 +269,8 @@ class Strategy:
         indices = torch.arange(len(x)) if batch.indices is None else batch.indices.detach().cpu().long()
         if indices.shape != (len(x),):
             raise ValueError(f"indices of shape {tuple(indices.shape)} for {len(x)} samples: expected ({len(x)},)")
-        return Batch(x.detach(), y, indices, self.batches if batch.step is None else batch.step, batch.extras)
+        step = self.batches if batch.step is None else batch.step
+        return Batch(x if tokens else x.detach(), y, indices, step, batch.extras)
 
     def draw_seed(self, batch: Batch) -> int:
         """What random draws of this batch are keyed by, beside the samples' indices."""

@@ -24,6 +24,8 @@ from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat
 class Standard(Strategy):
     """Ordinary training: cross-entropy of the samples as they are. 1 pass a batch."""
 
+    takes_tokens = True
+
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
         def clean(seen: Seen) -> Tensor:
             logits = self.forward(model, batch.x, batch.y, "clean")

@@ -104,17 +104,23 @@ def as_it_learns(model: nn.Module, x: Tensor, autocast: torch.dtype | None = Non
         yield borrowed
 
 
+Start = Callable[[Noise, Tensor], Tensor]  # noise and x (B, *S) to the directions (B, *S) that the search begins with
+
+
 class Finder:
     """Power iteration on the Hessian of KL(p(x) ‖ p(x + r)) at r = 0."""
 
-    def __init__(self, eps: float, xi: float | None, iterations: int, exact: bool = False) -> None:
+    def __init__(
+        self, eps: float, xi: float | None, iterations: int, exact: bool = False, start: Start | None = None
+    ) -> None:
         self.eps, self.xi, self.iterations, self.exact = eps, xi, iterations, exact
+        self.start = start or (lambda noise, like: noise.normal(like.shape[1:], "virtual", like=like))
 
     def __call__(self, model: Borrowed, x: Tensor, noise: Noise, replay: Replay, clean: Tensor | None = None) -> Tensor:
         """r (B, *S). clean: the logits at x, of the forward whose random numbers `replay` has; None: they are asked for."""
         if clean is None:
             clean = model.look(x)
-        d = unit(noise.normal(x.shape[1:], "virtual", like=x.new_empty((), dtype=at_least_single(x))))
+        d = unit(self.start(noise, x.to(at_least_single(x))))
         length = self._length(x, clean)
         with torch.enable_grad():
             product = (
