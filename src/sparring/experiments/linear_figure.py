@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from sparring.experiments.record import dress_across
 from sparring.inspection import style
+from sparring.inspection.lines import logit_lines
 
 if TYPE_CHECKING:
     from sparring.experiments.linear import Growth, Line, Transfer
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", color=style.INK, fontsize=11.5, pad=10)
 
 
 def growth_panel(axes: Axes, growth: Sequence[Growth], eps: float) -> None:
@@ -37,7 +33,7 @@ def growth_panel(axes: Axes, growth: Sequence[Growth], eps: float) -> None:
     axes.set_xticks([n for n, _ in sizes], [f"{n}\n{side}×{side}" for n, side in sizes])
     axes.set_xlabel("inputs n")
     axes.set_ylabel("growth of the score")
-    _title(axes, f"The score grows with the dimension (eps {eps:g})")
+    style.title(axes, f"The score grows with the dimension (eps {eps:g})")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high * 25)  # room for the legend
     style.legend(axes, loc="upper left", ncols=2, columnspacing=1.2, handletextpad=0.5, borderaxespad=0.1)
@@ -45,23 +41,10 @@ def growth_panel(axes: Axes, growth: Sequence[Growth], eps: float) -> None:
 
 def logits_panel(axes: Axes, line: Line) -> None:
     style.dress(axes)
-    ends = {int(torch.tensor([logits[end] for logits in line.logits]).argmax()) for end in (0, -1)} - {line.label}
-    named = 0
-    for number, logits in enumerate(line.logits):
-        if number == line.label:
-            axes.plot(line.t, logits, color=style.CLEAN, linewidth=2.4, label=f"class {number}, the true one", zorder=3)
-        elif number in ends:
-            color, dashes = style.SERIES[1 + named], style.DASHES[1 + named]
-            axes.plot(line.t, logits, color=color, linestyle=dashes, linewidth=2.2, label=f"class {number}", zorder=3)
-            named += 1
-        else:
-            axes.plot(line.t, logits, color=style.GRID, linewidth=1.4)
-    axes.axvline(0, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    logit_lines(axes, line.t, line.logits, line.label)
     axes.set_xticks((-1, -0.5, 0, 0.5, 1))
     axes.set_xlabel("t in x + t·sign(gradient of the loss)")
-    axes.set_ylabel("logit")
-    _title(axes, "Logits of one image along the sign direction")
-    style.legend(axes, loc="best")
+    style.title(axes, "Logits of one image along the sign direction")
 
 
 def error_panel(axes: Axes, line: Line) -> None:
@@ -73,7 +56,7 @@ def error_panel(axes: Axes, line: Line) -> None:
     axes.set_xticks((-1, -0.5, 0, 0.5, 1))
     axes.set_xlabel("t in x + t·sign(gradient of the loss)")
     axes.set_ylabel("error")
-    _title(axes, "Error of the maxout network along it")
+    style.title(axes, "Error of the maxout network along it")
 
 
 def transfer_panel(axes: Axes, transfer: Sequence[Transfer]) -> None:
@@ -96,5 +79,5 @@ def transfer_panel(axes: Axes, transfer: Sequence[Transfer]) -> None:
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("fool the target, of those that fool the source")
-    _title(axes, "Transfer, single-step and iterated")
+    style.title(axes, "Transfer, single-step and iterated")
     style.legend(axes, loc="upper left", ncols=len(attacks), columnspacing=1.2, handletextpad=0.2)

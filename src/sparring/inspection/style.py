@@ -10,7 +10,9 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.ticker import MaxNLocator
 
 INK = "#1c2430"
 MUTED = "#5b6573"
@@ -23,6 +25,12 @@ SERIES = (CLEAN, ROBUST, "#007a5e", "#a3468a", "#8a6d00", "#2f9bd1", "#4b5563")
 
 DASHES: tuple[str, ...] = ("-", "--", "-.", ":")
 
+SIGNED = LinearSegmentedColormap.from_list("signed", ["#08487a", "#5d9bc7", "#f7f7f5", "#e0855a", "#8f3104"])
+"""Below zero blue, above it orange: a pair that every colour vision tells apart."""
+SHARE = LinearSegmentedColormap.from_list("share", ["#f4f6f9", ROBUST])
+AMOUNT = LinearSegmentedColormap.from_list("amount", ["#f4f6f9", "#e9a27c", ROBUST, "#3d1300"])
+"""From nothing to much, in growing darkness, so that it also reads in grey."""
+
 _PNG_DPI = 160
 
 
@@ -31,6 +39,42 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), facecolor=PAPER)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     return figure
+
+
+def canvas(fig: FigureBase | None, width: float, height: float) -> FigureBase:
+    """Where several panels go: the figure, or the part of one, that was given, else a new one of this size in inches."""
+    return new_figure(width, height) if fig is None else fig
+
+
+def panel(ax: Axes | None, width: float, height: float) -> Axes:
+    """Where one panel goes: the axes that were given, else those of a new figure of this size in inches; dressed."""
+    axes = new_figure(width, height).add_subplot() if ax is None else ax
+    dress(axes)
+    return axes
+
+
+def whole(part: Axes | FigureBase) -> Figure:
+    """The figure that axes, or a part of a figure, stand in."""
+    found: Any = part
+    while not isinstance(found, Figure):
+        found = found.figure
+    return found
+
+
+def ticks(most: int) -> MaxNLocator:
+    """Round numbers, so many at most."""
+    return MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
+
+
+def whole_ticks(most: int) -> MaxNLocator:
+    """Round whole numbers, so many at most."""
+    return MaxNLocator(most, steps=[1, 2, 5, 10], integer=True)
+
+
+def title(axes: Axes, text: str | None) -> None:
+    """A panel's title, on the left; None: none. Dollar signs stay dollar signs."""
+    if text:
+        axes.set_title(text, loc="left", color=INK, fontsize=11.5, pad=10, parse_math=False)
 
 
 def dress(axes: Axes) -> None:
