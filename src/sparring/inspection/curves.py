@@ -136,10 +136,18 @@ def _eps_axis(
     _sizes(axes, norm, eps_typed)
 
 
+def _in_255ths(eps_typed: str | None) -> bool:
+    return eps_typed is not None and eps_typed.replace(" ", "").endswith("/255")
+
+
+def _told(size: float, eps_typed: str | None) -> str:
+    return f"{size * 255:.3g}/255" if _in_255ths(eps_typed) else f"{size:.3g}"
+
+
 def _sizes(axes: Axes, norm: str, eps_typed: str | None) -> None:
     """The axis across counts sizes of perturbations, in 1/255 where eps was typed so."""
     name = f"{norm_name(norm)} norm of the perturbation"
-    if eps_typed is not None and eps_typed.replace(" ", "").endswith("/255"):
+    if _in_255ths(eps_typed):
         limit = axes.get_xlim()[1] * 255
         ticks = [tick for tick in MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(0, limit) if tick <= limit]
         axes.set_xticks([tick / 255 for tick in ticks], [f"{tick:g}" for tick in ticks])
@@ -236,7 +244,9 @@ def norm_histogram(
     for number, ((name, sizes), drawn) in enumerate(zip(found.items(), finite)):
         color = style.SERIES[number % len(style.SERIES)]
         never = len(sizes) - len(drawn)
-        label = (f"{name}, median {float(drawn.median()):.3g}" if len(drawn) else name).replace("$", r"\$")
+        label = (f"{name}, median {_told(float(drawn.median()), eps_typed)}" if len(drawn) else name).replace(
+            "$", r"\$"
+        )
         heights = np.histogram(drawn.numpy(), edges)[0] / max(len(sizes), 1)
         label += f" ({never} of {len(sizes)} withstood it)" if never else ""
         axes.stairs(heights, edges, fill=True, color=color, alpha=0.16)

@@ -15,7 +15,7 @@ from sparring.borrow import Borrowed, borrow
 from sparring.inspection import pictures, style
 from sparring.inspection.gradients import Names, name_of
 from sparring.noise import Noise
-from sparring.objective import check_label_range, cross_entropy
+from sparring.objective import check_label_range, cross_entropy, margin
 from sparring.wrappers import Model
 
 BATCH = 256
@@ -55,7 +55,8 @@ def loss_surface(
         ValueError: eps, reach or points that span no plane, or a label that the model doesn't have.
     """
     plane = Plane.around(model, x, y, eps, adversarial, reach, points, seed)
-    loss = cross_entropy(plane.logits.flatten(0, 1), torch.full((points * points,), y)).view(points, points).double()
+    true = torch.full((points * points,), y)
+    loss = cross_entropy(plane.logits.flatten(0, 1), true).view(points, points).double()
     axes = style.panel(ax, 5.6, 4.5)
     top = float(loss.max()) if highest is None else highest
     places = plane.places.numpy()
@@ -64,9 +65,9 @@ def loss_surface(
     )
     axes.contour(places, places, loss.numpy(), levels=style.ticks(8).tick_values(0.0, top or 1.0)[1:], colors=style.PAPER,
                  linewidths=0.6, alpha=0.75)  # fmt: skip
-    right = (plane.logits.argmax(2) == y).double()
-    if 0 < float(right.mean()) < 1:
-        axes.contour(places, places, right.numpy(), levels=[0.5], colors=style.INK, linewidths=1.5)
+    ahead = margin(plane.logits.flatten(0, 1), true).view(points, points).double()
+    if float(ahead.min()) < 0 < float(ahead.max()):
+        axes.contour(places, places, ahead.numpy(), levels=[0.0], colors=style.INK, linewidths=1.6)
     _dress(axes, plane, title)
     bar = style.whole(axes).colorbar(drawn, ax=axes, shrink=0.9, aspect=22, pad=0.03)
     bar.outline.set_visible(False)
@@ -83,7 +84,7 @@ def decision_plane(
     *,
     adversarial: Tensor | None = None,
     reach: float = 2.0,
-    points: int = 61,
+    points: int = 101,
     seed: int = 0,
     names: Names = None,
     title: str | None = None,

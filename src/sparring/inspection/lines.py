@@ -68,7 +68,8 @@ def logit_lines(
     """Draws logits (C, T) at t (T,): in colour the true class and those that win at either end, the others in grey."""
     ends = {int(torch.tensor([line[end] for line in logits]).argmax()) for end in (0, -1)} - {label}
     named = 0
-    for number, line in enumerate(logits):
+    for number in (label, *(number for number in range(len(logits)) if number != label)):
+        line = logits[number]
         name = f"class {number}" if names is None else pictures.short(name_of(number, names)).replace("$", r"\$")
         if number == label:
             axes.plot(t, line, color=style.CLEAN, linewidth=2.4, label=f"{name}, the true one", zorder=3)

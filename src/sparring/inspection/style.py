@@ -93,7 +93,7 @@ def dress(axes: Axes) -> None:
 
 def legend(axes: Axes, **where: Any) -> None:
     """A legend without a frame, in the colour of the text."""
-    axes.legend(frameon=False, fontsize=10, labelcolor=INK, handlelength=2.4, **where)
+    axes.legend(**{"frameon": False, "fontsize": 10, "labelcolor": INK, "handlelength": 2.4, **where})
 
 
 @contextmanager
