@@ -24,12 +24,13 @@ class Vectors:
     """What a forward showed of the embedding layer.
 
     delta: (B, T, D) what was added, in float32 or better, a leaf: a backward leaves its gradient in `delta.grad`.
-    vectors: (B, T, D) the layer's own output, detached.
+    vectors: (B, T, D) the layer's own output, detached. ids: (B, T) the token numbers that it was given.
     """
 
     def __init__(self, delta: Tensor | None) -> None:
         self._delta = delta
         self.vectors: Tensor | None = None
+        self.ids: Tensor | None = None
 
     @property
     def delta(self) -> Tensor:
@@ -123,17 +124,19 @@ class EmbeddingPerturber:
         return torch.where(words[:, :, None], spread, 0)
 
     @contextmanager
-    def adding(self, delta: Tensor | None, x: Encoded | Tensor) -> Iterator[Vectors]:
+    def adding(self, delta: Tensor | None, x: Encoded | Tensor, where: Tensor | None = None) -> Iterator[Vectors]:
         """Forwards of the model in here, on this x, see their words' vectors moved by delta (B, T, D); None: by a zero whose
-        gradient a backward leaves. RuntimeError where the embedding layer did not run, ValueError where shapes differ."""
-        _, words = self.prepared(x)
+        gradient a backward leaves. where: (B, T) bool, other places than the words.
+
+        RuntimeError where the embedding layer did not run, ValueError where shapes differ."""
+        words = self.prepared(x)[1] if where is None else where
         seen = Vectors(delta)
 
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if output.shape[:2] != words.shape or (delta is not None and delta.shape != output.shape):
                 wanted = tuple(words.shape) if delta is None else tuple(delta.shape)
                 raise ValueError(f"embeddings of shape {tuple(output.shape)}, and a perturbation for {wanted}")
-            seen.vectors = output.detach()
+            seen.vectors, seen.ids = output.detach(), inputs[0]
             if seen._delta is None:
                 seen._delta = torch.zeros_like(output, dtype=torch.promote_types(output.dtype, torch.float32))
                 seen._delta.requires_grad_(torch.is_grad_enabled())

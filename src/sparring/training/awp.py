@@ -13,6 +13,7 @@ from sparring.training.fast import check_positive
 from sparring.training.free import Free
 from sparring.training.parts import Part
 from sparring.training.strategy import Batch, Loss, Seen, Strategy
+from sparring.training.text import FromBackward
 from sparring.training.yopo import YOPO
 
 
@@ -25,7 +26,7 @@ class AWP(Part):
     nothing of BatchNorm). start: number of the first batch with it; the paper warms up without for some epochs.
     The weights themselves never change: the loss is computed with others in their place, and its backward arrives at the
     model's own parameters. One more pass for each loss; the forward at w leaves no trace in the buffers.
-    Not round `Free` and `YOPO`: what they take from their own backward would be another network's.
+    Not round `Free`, `YOPO` and others that use their own backward: what they take from it would be another network's.
     """
 
     gamma: float = 0.01
@@ -37,7 +38,7 @@ class AWP(Part):
             raise ValueError(f"AWP(start={self.start!r}): expected the number of a batch, 0 or more")
 
     def check(self, strategy: Strategy) -> None:
-        if isinstance(strategy, (Free, YOPO)):
+        if isinstance(strategy, (Free, YOPO, FromBackward)):
             raise ValueError(
                 f"AWP can't stand round {strategy.name}, which uses what its own backward leaves behind: "
                 "put it round PGDTraining or TRADES"
