@@ -7,7 +7,7 @@ import random
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,18 +25,23 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from sparring.evaluation.randomness import OwnRandomness
+from sparring.text.encoded import is_tokens
+
+if TYPE_CHECKING:
+    from sparring.training.unlabelled import Unlabelled
 
 IN_MEMORY = 2 << 30  # bytes of float32 up to which a data set that offers its tensors is held in memory
-KINDS = "the pair of tensors (x, y), a map-style Dataset or a DataLoader"
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """x (B, *S) floats, y (B,), indices (B,) int64 on the CPU: the samples' numbers in the data set."""
+    """x (B, *S) floats, y (B,), indices (B,) int64 on the CPU: the samples' numbers in the data set. unlabelled: others
+    beside them."""
 
     x: Tensor
     y: Tensor
     indices: Tensor
+    unlabelled: Unlabelled | None = None
 
 
 class Feed:
@@ -47,23 +52,37 @@ class Feed:
     A rest too small for batch statistics in every process joins the batch before it.
     """
 
+    EMPTY = "the data set is empty: nothing to train on"
+    KINDS = (
+        "data is {}: expected the pair of tensors (x, y), a map-style Dataset or a DataLoader, since samples are known by "
+        "number"
+    )
+
     def __init__(self, data: Any, batch_size: int | None, seed: int, *, rank: int = 0, size: int = 1) -> None:
         self.seed, self.rank, self.size = seed, rank, size
         self.loader = data if isinstance(data, DataLoader) else None
         self.data: Any = data if self.loader is None else self.loader.dataset
         plain = self.loader is None or self.loader.collate_fn is default_collate
-        self.memory = _in_memory(self.data) if plain else None
+        self.memory = self.whole(self.data) if plain else None
         if self.memory is None and (isinstance(self.data, IterableDataset) or not _is_map(self.data)):
-            raise TypeError(f"data is {type(self.data).__name__}: expected {KINDS}, since samples are known by number")
+            raise TypeError(self.KINDS.format(type(self.data).__name__))
         known: Any = self.data if self.memory is None else self.memory[0]
         self.available = len(known)
         if not self.available:
-            raise ValueError("the data set is empty: nothing to train on")
+            raise ValueError(self.EMPTY)
         self.numbers = torch.arange(self.available)
         own = None if self.loader is None else self.loader.batch_size
         self.batch_size = batch_size or own or 128
         if self.batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected a whole number, at least 1")
+
+    def whole(self, data: Any) -> tuple[Tensor, Tensor] | None:
+        """(x, y) of data that have them as they are; None of those that make their samples."""
+        return in_memory(data)
+
+    def chunk(self, items: Any, numbers: Tensor) -> Chunk:
+        """What a loader gives for these samples."""
+        return _chunk(items, numbers)
 
     def hold_out(self, count: int) -> Tensor:
         """Takes so many samples out, chosen by the seed: their numbers, sorted."""
@@ -79,8 +98,8 @@ class Feed:
             if x.numel() * x.element_size() < torch.cuda.mem_get_info(device)[0] / 2:
                 self.memory = (x.to(device), y.to(device))
 
-    def order(self, epoch: int) -> list[Tensor]:
-        """The batches of an epoch, as numbers of samples, of all processes together."""
+    def order(self, epoch: int) -> list[Any]:
+        """The batches of an epoch, as numbers of samples, of all processes together: what `batches` takes."""
         sampler = None if self.loader is None else self.loader.sampler
         own = None if self.loader is None else self.loader.batch_sampler
         plain = sampler is None or isinstance(sampler, RandomSampler | SequentialSampler | DistributedSampler)
@@ -109,8 +128,12 @@ class Feed:
             raise ValueError(f"the loader gives no batch of these {len(self.numbers)} samples: nothing to train on")
         return batches
 
-    def batches(self, epoch: int, order: Sequence[Tensor]) -> Iterator[Chunk]:
+    def batches(self, epoch: int, order: Sequence[Any]) -> Iterator[Chunk]:
         """This process's share of each of these batches, in turn."""
+        return self.dealt([epoch] * len(order), order)
+
+    def dealt(self, epochs: Sequence[int], order: Sequence[Tensor]) -> Iterator[Chunk]:
+        """`batches`, each of an epoch of its own."""
         mine = [batch[self.rank :: self.size] for batch in order]
         if self.memory is not None:
             x, y = self.memory
@@ -118,8 +141,8 @@ class Feed:
                 where = numbers.to(x.device)
                 yield Chunk(x[where], y[where], numbers)
             return
-        for items, numbers in zip(self._loaded(epoch, mine), mine, strict=True):
-            yield _chunk(items, numbers)
+        for items, numbers in zip(self._loaded(epochs, mine), mine, strict=True):
+            yield self.chunk(items, numbers)
 
     def take(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """These samples as x (n, *S) and y (n,), on the CPU."""
@@ -128,10 +151,11 @@ class Feed:
             where = numbers.to(x.device)
             return x[where].cpu(), y[where].cpu()
         parts = torch.split(numbers, 256)
-        chunks = [_chunk(items, some) for some, items in zip(parts, self._loaded(-1, list(parts)), strict=True)]
+        loaded = self._loaded([-1] * len(parts), parts)
+        chunks = [self.chunk(items, some) for some, items in zip(parts, loaded, strict=True)]
         return torch.cat([chunk.x for chunk in chunks]), torch.cat([chunk.y for chunk in chunks])
 
-    def _loaded(self, epoch: int, batches: list[Tensor]) -> DataLoader[Any]:
+    def _loaded(self, epochs: Sequence[int], batches: Sequence[Tensor]) -> DataLoader[Any]:
         own = self.loader
         given: dict[str, Any] = {} if own is None else {"num_workers": own.num_workers, "pin_memory": own.pin_memory}
         if own is not None and own.num_workers:
@@ -141,8 +165,8 @@ class Feed:
             }
             given |= {"prefetch_factor": own.prefetch_factor, "timeout": own.timeout}
         return DataLoader(
-            _Keyed(self.data, self.seed * 1_000_003 + epoch),
-            batch_sampler=[batch.tolist() for batch in batches],
+            _Keyed(self.data, self.seed),
+            batch_sampler=[[(epoch, i) for i in batch.tolist()] for epoch, batch in zip(epochs, batches, strict=True)],
             collate_fn=None if own is None else own.collate_fn,
             generator=torch.Generator().manual_seed(
                 self.seed
@@ -169,12 +193,13 @@ class _Keyed(Dataset[Any]):
     def __init__(self, data: Any, seed: int) -> None:
         self.data, self.seed = data, seed
 
-    def __getitem__(self, number: int) -> Any:
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        epoch, number = key
         numpy, python, cpu = np.random.get_state(), random.getstate(), torch.get_rng_state()  # noqa: NPY002
-        key = (self.seed * 2_147_483_629 + number) % 2**63
-        random.seed(key)
-        np.random.seed(key % 2**32)  # noqa: NPY002  # what other people's transforms draw from
-        torch.default_generator.manual_seed(key)
+        drawn = ((self.seed * 1_000_003 + epoch) * 2_147_483_629 + number) % 2**63
+        random.seed(drawn)
+        np.random.seed(drawn % 2**32)  # noqa: NPY002  # what other people's transforms draw from
+        torch.default_generator.manual_seed(drawn)
         try:
             return self.data[number]
         finally:
@@ -195,10 +220,10 @@ def _is_map(data: Any) -> bool:
     return not other and hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
-def _in_memory(data: Any) -> tuple[Tensor, Tensor] | None:
+def in_memory(data: Any) -> tuple[Tensor, Tensor] | None:
     """(x, y) of a data set that has them as they are; None of one that makes its samples."""
     if type(data) is Subset:
-        whole = _in_memory(data.dataset)
+        whole = in_memory(data.dataset)
         return None if whole is None else (whole[0][data.indices], whole[1][data.indices])
     if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor):
         x, y = data[0], torch.as_tensor(data[1])
@@ -210,7 +235,7 @@ def _in_memory(data: Any) -> tuple[Tensor, Tensor] | None:
         return None
     if len(x) != len(y):
         raise ValueError(f"x has {len(x)} samples and y {len(y)}: expected equally many")
-    if not x.is_floating_point() or y.is_floating_point() or y.dim() != 1:
+    if not (x.is_floating_point() or is_tokens(x)) or y.is_floating_point() or y.dim() != 1:
         raise ValueError(f"x is {x.dtype} and y is {y.dtype}, shape {tuple(y.shape)}: expected float x, integer y (N,)")
     return x, y.long()
 

@@ -28,7 +28,8 @@ from sparring.training.optimizing import Optimizer, Rates, Schedule, Tuning
 from sparring.training.run import Run
 from sparring.training.settings import check, identity, precision_of
 from sparring.training.strategy import Strategy
-from sparring.training.team import bare, crew
+from sparring.training.team import Crew, bare, crew
+from sparring.training.unlabelled import Pairs
 from sparring.training.validation import prepare
 
 Augment = str | Callable[[Tensor], Tensor]
@@ -76,7 +77,9 @@ def fit(
     *,
     epochs: int,
     validation: Any = None,
+    unlabelled: Any = None,
     batch_size: int | None = None,
+    unlabelled_batch_size: int | None = None,
     optimizer: Optimizer = "sgd",
     lr: float | None = None,
     momentum: float = 0.9,
@@ -115,6 +118,9 @@ def fit(
     `requires_grad` and the global random states are as before afterwards; `.grad` is None.
     data: (x, y) tensors, a map-style Dataset of (x, label), or a DataLoader, whose own sampler, collation and workers are
     used. What a data set draws at random is keyed by (seed, epoch, sample). Samples keep their numbers in the data set.
+    unlabelled: samples to learn from without labels, for `sp.VAT` or with `sp.VirtualAdversarial` round a strategy: a tensor x,
+    a Dataset of x or (x, …), whose labels nobody reads, or a DataLoader. They make the epoch: each comes once, and the labelled
+    ones go round beside them. unlabelled_batch_size: default 128, or the DataLoader's.
     validation: held-out data in the same forms, never what the verdict will be taken on. Left out, a tenth of the training
     samples (at most `validation_samples`) is held out and not learned from, and a note says so; False: none.
     validation_attack, validation_samples, evaluate_every: validation is `sp.evaluate` with this attack (default: PGD of 10
@@ -165,7 +171,7 @@ def fit(
         callbacks = [*callbacks, watching]
     with ExitStack() as stack:
         together = stack.enter_context(crew(place))
-        feed = Feed(data, batch_size, seed, rank=together.rank, size=together.size)
+        feed = _feed(given, together)
         if len(amounts := set(together.gather(feed.available))) > 1:
             raise ValueError(f"processes were given {sorted(amounts)} samples: expected all of the data in each")
         held, said = prepare(validation, feed, strategy, validation_attack, validation_samples)
@@ -214,6 +220,14 @@ def fit(
         tuple(run.history), run.best, run.best_weights, run.strategy, finished,
         tuple(note["text"] for note in run.notes), None if folder is None else folder.path,
     )  # fmt: skip
+
+
+def _feed(given: dict[str, Any], together: Crew) -> Feed:
+    data, batch_size, seed, others = (given[name] for name in ("data", "batch_size", "seed", "unlabelled"))
+    if others is None:
+        return Feed(data, batch_size, seed, rank=together.rank, size=together.size)
+    size = given["unlabelled_batch_size"]
+    return Pairs(data, batch_size, seed, others, size, rank=together.rank, size=together.size)
 
 
 def _optimizers(

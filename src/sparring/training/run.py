@@ -24,6 +24,7 @@ from sparring.training.optimizing import Rates, Tuning
 from sparring.training.settling import settle
 from sparring.training.strategy import Batch, Loss, Strategy
 from sparring.training.team import Crew
+from sparring.training.unlabelled import beside
 from sparring.training.validation import Validation
 
 EVERY = 20  # batches between two looks at what lies on a GPU
@@ -186,12 +187,16 @@ class Run:
                 loss.update = False
 
     def prepared(self, chunk: Chunk) -> Batch:
-        x, y = chunk.x.to(self.device, non_blocking=True), chunk.y.to(self.device, non_blocking=True)
+        x, y = self._placed(chunk.x, chunk.indices), chunk.y.to(self.device, non_blocking=True)
+        return Batch(x, y, chunk.indices, self.step, beside(chunk, self._placed))
+
+    def _placed(self, x: Tensor, numbers: Tensor) -> Tensor:
+        x = x.to(self.device, non_blocking=True)
         if self.augment is not None:
-            x = self.augment(x, chunk.indices, self.step)
+            x = self.augment(x, numbers, self.step)
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        return Batch(x, y, chunk.indices, self.step)
+        return x
 
     def _backward(self, loss: Loss, weight: float) -> None:
         value = loss.value

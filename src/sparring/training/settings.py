@@ -10,6 +10,7 @@ from torch import nn
 
 from sparring.training.feed import Feed
 from sparring.training.strategy import Strategy, plain
+from sparring.training.unlabelled import Pairs
 
 PRECISIONS = {"bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16, "fp16": torch.float16, "16-mixed": torch.float16}
 
@@ -35,6 +36,13 @@ def check(given: dict[str, Any]) -> None:
         raise ValueError(
             f"{strategy.name} keeps a perturbation for every sample, which augment would move: leave augment out, or keep=False"
         )
+    if given.get("unlabelled") is not None and not strategy.takes_unlabelled:
+        raise ValueError(
+            f"unlabelled: {strategy.name} learns nothing from samples without labels; sp.VAT(eps) does, and "
+            f"{strategy.name} with .with_(sp.VirtualAdversarial(eps)) round it"
+        )
+    if given.get("unlabelled") is None and given.get("unlabelled_batch_size") is not None:
+        raise ValueError(f"unlabelled_batch_size={given['unlabelled_batch_size']}: there are no unlabelled samples")
     if next(getattr(model, "parameters", lambda: iter(()))(), None) is None:
         raise ValueError(f"the model, a {type(model).__name__}, has no parameters: nothing to train")
     given_optimizer = isinstance(given["optimizer"], torch.optim.Optimizer)
@@ -75,6 +83,7 @@ def identity(given: dict[str, Any], callbacks: Sequence[Any], feed: Feed, model:
         "callbacks": [type(callback).__name__ for callback in callbacks],
         "batch_size": feed.batch_size,
         "samples": len(feed.numbers),
+        "unlabelled": [feed.others.available, feed.others.batch_size] if isinstance(feed, Pairs) else None,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
 

@@ -10,51 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from sparring.noise import Noise
+from sparring.text.encoded import is_tokens
+from sparring.text.perturber import EmbeddingPerturber, Perturbed
 from sparring.training.fast import check_positive
 from sparring.training.parts import Part
 from sparring.training.strategy import Batch, Loss, Seen, Strategy, wide
 from sparring.training.supervised import Standard
 from sparring.training.trades import divergence
-from sparring.training.virtual import Finder, Replay, as_it_learns, batch_wise, check
-
-
-@dataclass(frozen=True)
-class Unlabelled:
-    """Samples without labels beside a batch: `Batch(x, y, extras={"unlabelled": Unlabelled(x)})`, or x alone.
-
-    x: (B, *S) floats. indices: (B,) their numbers, which random draws are keyed by; default 0 … B − 1. weight: of their
-    mean in the batch's loss, where a process's share of them differs from its share of the labelled ones.
-    """
-
-    x: Tensor
-    indices: Tensor | None = None
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        x, indices = self.x, self.indices
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            given = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"unlabelled samples of {given}: expected a tensor of floats (B, *S)")
-        if not len(x):
-            raise ValueError(
-                "the batch has no unlabelled sample: expected x (B, *S), B at least 1; leave it out for none"
-            )
-        if indices is not None and indices.shape != (len(x),):
-            raise ValueError(
-                f"indices of shape {tuple(indices.shape)} for {len(x)} unlabelled samples: expected ({len(x)},)"
-            )
-
-    @staticmethod
-    def of(batch: Batch) -> Unlabelled:
-        """A checked batch's; its labelled samples where there are no others."""
-        given = batch.extras.get("unlabelled", Unlabelled(batch.x, batch.indices))
-        found = given if isinstance(given, Unlabelled) else Unlabelled(given)
-        if found.x.shape[1:] != batch.x.shape[1:]:
-            raise ValueError(
-                f"unlabelled samples of shape {tuple(found.x.shape[1:])}, labelled ones of {tuple(batch.x.shape[1:])}: one "
-                "network can't take both"
-            )
-        return found
+from sparring.training.unlabelled import Unlabelled
+from sparring.training.virtual import Finder, Replay, Start, as_it_learns, batch_wise, check
 
 
 @dataclass(eq=False)
@@ -73,7 +37,7 @@ class Smoothing:
 
     def smoothness(self, strategy: Strategy, model: nn.Module, batch: Batch) -> Loss:
         """weight · (KL(p(x) ‖ p(x + r)) [+ the entropy of p(x)]), the mean over the unlabelled samples; it makes no step."""
-        unlabelled = Unlabelled.of(batch)
+        model, unlabelled, start = view(model, batch)
         x = unlabelled.x.detach()
         found: list[tuple[Replay, Tensor, Tensor]] = []  # once, also where AWP computes the loss again at other weights
 
@@ -91,7 +55,7 @@ class Smoothing:
                 with replay.again() if found else nullcontext():
                     clean = answers(x)
             if not found:
-                found.append((replay, *self._worst(strategy, model, batch, unlabelled, replay, clean)))
+                found.append((replay, *self._worst(strategy, model, batch, unlabelled, start, replay, clean)))
             _, reference, moved = found[0]
             with replay.again():
                 value = divergence(reference, wide(answers(moved))).mean()
@@ -105,19 +69,38 @@ class Smoothing:
         model: nn.Module,
         batch: Batch,
         unlabelled: Unlabelled,
+        start: Start | None,
         replay: Replay,
         clean: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Logits (B, C) at the unlabelled samples, and x + r (B, *S)."""
         x, seed = unlabelled.x.detach(), strategy.draw_seed(batch)
         numbers = torch.arange(len(x)) if unlabelled.indices is None else unlabelled.indices.detach().cpu().long()
-        finder = Finder(self.eps, self.xi, self.iterations)
+        finder = Finder(self.eps, self.xi, self.iterations, start=start)
         with as_it_learns(model, x, strategy.autocast, seed) as borrowed:
             reference = borrowed.look(x) if clean is None else clean.detach()
             r = finder(borrowed, x, Noise(seed, numbers), replay, reference)
         strategy.passes.forwards += borrowed.forwards
         strategy.passes.backwards += borrowed.backwards
         return wide(reference), (x + r).to(x.dtype)
+
+
+def view(model: nn.Module, batch: Batch) -> tuple[nn.Module, Unlabelled, Start | None]:
+    """The model, its unlabelled samples, and where the search for their directions starts. Texts are seen as what is added to
+    their word vectors, which begins at zero: the direction is one of those, and the embeddings learn as well."""
+    given = batch.extras.get("unlabelled", Unlabelled(batch.x, batch.indices))
+    unlabelled = given if isinstance(given, Unlabelled) else Unlabelled(given)
+    if is_tokens(unlabelled.x) != is_tokens(batch.x):
+        raise ValueError("labelled samples and unlabelled ones: expected texts both, or neither")
+    if not is_tokens(batch.x):
+        return model, Unlabelled.of(batch), None
+    perturber = EmbeddingPerturber(model)
+    moved = Perturbed(perturber, unlabelled.x)
+
+    def start(noise: Noise, like: Tensor) -> Tensor:
+        return perturber.normal(noise, moved.words, "virtual")
+
+    return moved, Unlabelled(perturber.zeros(moved.words), unlabelled.indices, unlabelled.weight), start
 
 
 def entropy(logits: Tensor) -> Tensor:
