@@ -38,7 +38,11 @@ if TYPE_CHECKING:
     from sparring.learned import AdversarialPatch as AdversarialPatch
     from sparring.learned import AdvGAN as AdvGAN
     from sparring.learned import UniversalPerturbation as UniversalPerturbation
+    from sparring.text import EmbeddingPerturber as EmbeddingPerturber
+    from sparring.text import EmbeddingPGD as EmbeddingPGD
+    from sparring.text import FrequencyNormalizedEmbedding as FrequencyNormalizedEmbedding
     from sparring.text import TextClassifier as TextClassifier
+    from sparring.text import WordSubstitution as WordSubstitution
     from sparring.threat import L0 as L0
     from sparring.threat import L1 as L1
     from sparring.threat import L2 as L2
@@ -46,8 +50,10 @@ if TYPE_CHECKING:
     from sparring.threat import Threat as Threat
     from sparring.training import AWP as AWP
     from sparring.training import EMA as EMA
+    from sparring.training import FGM as FGM
     from sparring.training import MART as MART
     from sparring.training import NFGSM as NFGSM
+    from sparring.training import SMART as SMART
     from sparring.training import SWA as SWA
     from sparring.training import TRADES as TRADES
     from sparring.training import TRADESYOPO as TRADESYOPO
@@ -61,12 +67,15 @@ if TYPE_CHECKING:
     from sparring.training import FGSMTraining as FGSMTraining
     from sparring.training import Finding as Finding
     from sparring.training import Free as Free
+    from sparring.training import FreeLB as FreeLB
     from sparring.training import GeneratorTraining as GeneratorTraining
     from sparring.training import GradAlign as GradAlign
     from sparring.training import HealthCheck as HealthCheck
     from sparring.training import Mixed as Mixed
     from sparring.training import PGDTraining as PGDTraining
     from sparring.training import Standard as Standard
+    from sparring.training import TextAdversarial as TextAdversarial
+    from sparring.training import TextVAT as TextVAT
     from sparring.training import Unlabelled as Unlabelled
     from sparring.training import VirtualAdversarial as VirtualAdversarial
     from sparring.training import diagnose as diagnose
@@ -109,7 +118,13 @@ _HOMES = {
     "sparring.combined": ["ensemble", "expectation"],
     "sparring.evaluation": ["EvaluationResult", "compare", "evaluate", "load_result", "merge", "verify"],
     "sparring.learned": ["AdversarialPatch", "AdvGAN", "UniversalPerturbation"],
-    "sparring.text": ["TextClassifier"],
+    "sparring.text": [
+        "EmbeddingPGD",
+        "EmbeddingPerturber",
+        "FrequencyNormalizedEmbedding",
+        "TextClassifier",
+        "WordSubstitution",
+    ],
     "sparring.threat": ["L0", "L1", "L2", "Linf", "Threat"],
     "sparring.training": [
         "AWP",
@@ -129,6 +144,11 @@ _HOMES = {
         "SWA",
         "Standard",
         "TRADES",
+        "FGM",
+        "FreeLB",
+        "SMART",
+        "TextAdversarial",
+        "TextVAT",
         "TRADESYOPO",
         "Unlabelled",
         "VAT",

@@ -20,6 +20,11 @@ ENDINGS: dict[str, list[tuple[str, str, str]]] = {
                 ("iest", "y", "est")],
     ADVERB: [],
 }  # fmt: skip
+# verbs whose past is their base, which lists of irregular forms leave out
+_UNCHANGED = frozenset(
+    {"bet", "bid", "burst", "cast", "cost", "cut", "hit", "hurt", "let", "put", "quit", "read", "rid", "set"}
+    | {"shed", "shut", "split", "spread", "thrust", "upset"}
+)
 _HISSING = re.compile(r"(?:s|x|z|ch|sh)$")
 _DOUBLED = re.compile(r"^[^aeiou]*[aeiou][bdgklmnprt]$")  # stop, but not open, read or fix
 
@@ -60,6 +65,8 @@ def inflected(base: str, part: str, form: str) -> str | None:
         if _HISSING.search(base):
             return base + "es"
         return base[:-1] + "ies" if re.search(r"[^aeiou]y$", base) else base + "s"
+    if form == "ed" and base in _UNCHANGED:
+        return base
     if part == ADJECTIVE and len(re.findall(r"[aeiouy]+", base.removesuffix("e"))) > (2 if base.endswith("y") else 1):
         return None
     if form == "ing" and base.endswith("ie"):

@@ -11,8 +11,7 @@ WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 # Words that carry grammar rather than content, as far as they are a closed class; with the halves that tokenised
 # corpora leave of contractions (ca n't, it 's).
-STOP_WORDS = frozenset(
-    """
+_CLOSED = """
     a an the this that these those such some any no none each every either neither both all half many much few several
     enough more most less least other another same own
     i me my mine myself we us our ours ourselves you your yours yourself yourselves he him his himself she her hers herself
@@ -30,8 +29,8 @@ STOP_WORDS = frozenset(
     i'm i've i'll i'd it's he's she's that's there's what's let's you're you've we're we've they're they've
     s t d ll m re ve ca wo sha don doesn didn isn aren wasn weren won wouldn couldn shouldn haven hasn hadn
     zero two three four five six seven eight nine ten eleven twelve hundred thousand million
-    """.split()
-)
+"""
+STOP_WORDS = frozenset(_CLOSED.split())
 
 
 @dataclass(frozen=True)
