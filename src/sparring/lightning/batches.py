@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sparring.training.strategy import Strategy
+from sparring.training.unlabelled import Unlabelled
 
 NUMBERS = ("index", "indices")  # what a dict calls the samples' numbers
 Names = Sequence[str | int]
@@ -89,6 +90,30 @@ class Fields:
 
     def __str__(self) -> str:
         return " and ".join(repr(place) for place in (self.x, self.y, self.numbers) if place is not None)
+
+
+def parted(batch: Any, strategy: Strategy, trainer: Any) -> tuple[Any, dict[str, Unlabelled]]:
+    """The labelled part of what a CombinedLoader of "labelled" and "unlabelled" gives, and a batch's extras; another batch as
+    it is. The unlabelled part is x, (x, …) with labels that nobody reads, or a dict with one tensor of floats."""
+    if not isinstance(batch, Mapping) or set(batch) != {"labelled", "unlabelled"}:
+        return batch, {}
+    if not strategy.takes_unlabelled:
+        raise ValueError(
+            f"the batch has unlabelled samples, from which {strategy.name} learns nothing: use sp.VAT(eps), or put "
+            "sp.VirtualAdversarial(eps) round it"
+        )
+    other = batch["unlabelled"]
+    if isinstance(other, Mapping):
+        x = next((part for part in other.values() if isinstance(part, Tensor) and part.is_floating_point()), None)
+        numbers = next((other[key] for key in NUMBERS if key in other), None)
+    else:
+        x = other[0] if isinstance(other, (tuple, list)) and other else other
+        numbers = other[2] if isinstance(other, (tuple, list)) and len(other) == 3 and _numbers(other[2]) else None
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"the unlabelled batch is {_told(other)}: expected x, (x, …), or a dict with one tensor of floats"
+        )
+    return batch["labelled"], {"unlabelled": Unlabelled(x, places(numbers, len(x), trainer))}
 
 
 def places(numbers: Tensor | None, count: int, trainer: Any, before: int = 0) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparring.attacks.base import Attack
 from sparring.lightning import states
-from sparring.lightning.batches import Fields, Names, learned, places
+from sparring.lightning.batches import Fields, Names, learned, parted, places
 from sparring.lightning.limits import refuse, refuse_by_hand
 from sparring.lightning.measuring import casting, measured, precision, short_attack
 from sparring.training import fit, optimizing
@@ -50,7 +50,9 @@ class Adversarial(Host):
     fields: where a batch has x and y (and, third, the samples' numbers), for dicts and tuples that leave a doubt.
 
     Batches are (x, y), (x, y, number), or dicts; `Indexed` adds the number for strategies that keep something for every
-    sample. With DDP the examples are those of one process: random draws are keyed by the sample's place among all.
+    sample. Strategies that learn from unlabelled samples, too, get them from `trainer.fit(module, {"labelled": loader,
+    "unlabelled": loader})`, or a CombinedLoader of these two. With DDP the examples are those of one process: random draws
+    are keyed by the sample's place among all.
     Logged: train_loss, train_clean_accuracy, train_robust_accuracy (those that the strategy sees); val_… and test_….
 
     Raises TypeError or ValueError, in one line, for what can't be trained, and FloatingPointError where a loss is not finite.
@@ -148,8 +150,10 @@ class Adversarial(Host):
         self._held = self._samples = 0
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        trainer = self.trainer
+        batch, extras = parted(batch, self.strategy, trainer)
         x, y, numbers = (self._fields or Fields.of(batch)).read(batch)
-        trainer, count = self.trainer, len(y)
+        count = len(y)
         indices = learned(self.strategy, numbers, count, trainer)
         self._unit = self._unit if self._held else count * self.settings["accumulate"]
         self._held, self._samples = self._held + 1, self._samples + count
@@ -159,7 +163,7 @@ class Adversarial(Host):
         sums: dict[str, tuple[Tensor, int]] = {}
         updates = 0
         with casting(self.strategy, precision(trainer), x):
-            for loss in self.strategy(self.model, Batch(x, y, indices)):
+            for loss in self.strategy(self.model, Batch(x, y, indices, extras=extras)):
                 self._backward(loss, count / self._unit)
                 _add(sums, loss, count)
                 updates += loss.update
