@@ -13,20 +13,25 @@ from sparring.training.health import HealthCheck
 from sparring.training.history import Epoch
 from sparring.training.parts import Part
 from sparring.training.recalibration import recalibrate
+from sparring.training.smart import SMART
 from sparring.training.sources import AdvProp, EnsembleTraining
 from sparring.training.strategy import Batch, Loss, Strategy
 from sparring.training.supervised import FGSMTraining, Mixed, PGDTraining, Standard
+from sparring.training.text import FGM, FreeLB, TextAdversarial, TextVAT
 from sparring.training.trades import MART, TRADES
 from sparring.training.trades_yopo import TRADESYOPO
-from sparring.training.vat import VAT, Unlabelled, VirtualAdversarial
+from sparring.training.unlabelled import Unlabelled
+from sparring.training.vat import VAT, VirtualAdversarial
 from sparring.training.virtual import virtual_perturbation
 from sparring.training.yopo import YOPO
 
 __all__ = [
     "AWP",
     "EMA",
+    "FGM",
     "MART",
     "NFGSM",
+    "SMART",
     "SWA",
     "TRADES",
     "TRADESYOPO",
@@ -43,6 +48,7 @@ __all__ = [
     "Finding",
     "FitResult",
     "Free",
+    "FreeLB",
     "GeneratorTraining",
     "GradAlign",
     "HealthCheck",
@@ -55,6 +61,8 @@ __all__ = [
     "Run",
     "Standard",
     "Strategy",
+    "TextAdversarial",
+    "TextVAT",
     "Unlabelled",
     "VirtualAdversarial",
     "diagnose",
