@@ -1,6 +1,7 @@
 """Figures of what networks and attacks do: a matplotlib ``Figure`` comes out, nothing global changes. See docs/gallery.md."""
 
 from sparring.inspection.ascending import ClassAscent, ascend_class
+from sparring.inspection.bars import layer_bars
 from sparring.inspection.curves import accuracy_curve, accuracy_curves, loss_curves, norm_histogram
 from sparring.inspection.gradients import confused_logits, logit_gradients, saliency
 from sparring.inspection.heat import heat_maps
@@ -21,6 +22,7 @@ __all__ = [
     "decision_regions",
     "gallery",
     "heat_maps",
+    "layer_bars",
     "logit_gradients",
     "logits_along",
     "loss_curves",

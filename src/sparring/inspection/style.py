@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import MaxNLocator
@@ -108,6 +111,19 @@ def settings(*, svg_text: bool = False, salt: str = "sparring") -> Iterator[None
         }
     ):
         yield
+
+
+def rendered(figure: Figure, dpi: int = 110) -> npt.NDArray[np.uint8]:
+    """The figure's pixels (H, W, 3)."""
+    before = figure.dpi
+    try:
+        with settings():
+            drawing: Any = FigureCanvasAgg(figure)
+            figure.set_dpi(dpi)
+            drawing.draw()
+            return np.asarray(drawing.buffer_rgba())[..., :3].copy()
+    finally:
+        figure.set_dpi(before)
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:

@@ -1,4 +1,7 @@
-"""Adversarial training and measuring in a Lightning `Trainer`: `AdversarialModule` and `AdversarialCallback`.
+"""Adversarial training, measuring and looking in a Lightning `Trainer`.
+
+`AdversarialModule` and `AdversarialCallback` train; `ConfusedLogits`, `RobustnessMonitor`, `AdversarialGallery`, `GradientNorms`
+and `BatchNormDrift` look at a module of one's own and change nothing.
 
 Lightning exists twice, and a Trainer of `lightning` refuses a module of `pytorch_lightning`: the names here are for the one
 that the program has imported (else the one that is installed); `sparring.lightning.pytorch` and
@@ -15,11 +18,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparring.lightning.batches import Indexed as Indexed
     from sparring.lightning.pytorch import AdversarialCallback as AdversarialCallback
+    from sparring.lightning.pytorch import AdversarialGallery as AdversarialGallery
     from sparring.lightning.pytorch import AdversarialModule as AdversarialModule
+    from sparring.lightning.pytorch import BatchNormDrift as BatchNormDrift
+    from sparring.lightning.pytorch import ConfusedLogits as ConfusedLogits
+    from sparring.lightning.pytorch import GradientNorms as GradientNorms
+    from sparring.lightning.pytorch import RobustnessMonitor as RobustnessMonitor
 
 HOMES = {"lightning.pytorch": "sparring.lightning.pytorch", "pytorch_lightning": "sparring.lightning.pytorch_lightning"}
 
-__all__ = ["AdversarialCallback", "AdversarialModule", "Indexed"]
+__all__ = [
+    "AdversarialCallback",
+    "AdversarialGallery",
+    "AdversarialModule",
+    "BatchNormDrift",
+    "ConfusedLogits",
+    "GradientNorms",
+    "Indexed",
+    "RobustnessMonitor",
+]
 
 
 def home() -> str:

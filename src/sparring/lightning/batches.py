@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,32 @@ def parted(batch: Any, strategy: Strategy, trainer: Any) -> tuple[Any, dict[str,
             f"the unlabelled batch is {_told(other)}: expected x, (x, …), or a dict with one tensor of floats"
         )
     return batch["labelled"], {"unlabelled": Unlabelled(x, places(numbers, len(x), trainer))}
+
+
+def found(batch: Any) -> tuple[Tensor, Tensor]:
+    """x and y of a batch, wherever in tuples, lists and dicts they stand. TypeError for a batch that leaves a doubt."""
+    try:
+        x, y, _ = Fields.of(batch).read(batch)
+    except TypeError:
+        parts = list(_leaves(batch))
+        floats = [part for part in parts if part.is_floating_point() and part.ndim > 1]
+        whole = [part for part in parts if _numbers(part) and floats and len(part) == len(floats[0])]
+        if len(floats) != 1 or len(whole) != 1:
+            raise TypeError(
+                f"the batch is {_told(batch)}: no single float tensor with a row of labels beside it; say where they are, "
+                "as in get=lambda batch: (batch['image'], batch['label'])"
+            ) from None
+        x, y = floats[0], whole[0]
+    return x, y
+
+
+def _leaves(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, (Mapping, tuple, list)):
+        for name, part in batch.items() if isinstance(batch, Mapping) else enumerate(batch):
+            if name not in NUMBERS:
+                yield from _leaves(part)
 
 
 def places(numbers: Tensor | None, count: int, trainer: Any, before: int = 0) -> Tensor:

@@ -15,6 +15,7 @@ from sparring.lightning import states
 from sparring.lightning.batches import Fields, Names, learned, places
 from sparring.lightning.limits import refuse
 from sparring.lightning.measuring import casting, measured, precision, short_attack
+from sparring.lightning.reading import check_forward, network_in
 from sparring.threat import Threat
 from sparring.training.strategy import Batch, Strategy
 from sparring.training.supervised import AdversarialTraining, Mixed, PGDTraining, first
@@ -67,10 +68,7 @@ class Sparring(Host):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         refuse(trainer)
         self._training = stage == "fit"
-        if self._logits(pl_module).forward.__qualname__ == "LightningModule.forward":
-            raise ValueError(
-                f"{type(pl_module).__name__} has no forward: name the part that maps x to logits, network='…'"
-            )
+        check_forward(pl_module, self.network)
         if stage == "fit" and self.train and not pl_module.automatic_optimization:
             raise ValueError(
                 f"{type(pl_module).__name__} optimises by hand, so its batches are its own affair: use AdversarialModule, or "
@@ -124,13 +122,7 @@ class Sparring(Host):
 
     def _logits(self, pl_module: Any) -> nn.Module:
         """What maps x to logits."""
-        if self.network is None:
-            return pl_module  # type: ignore[no-any-return]
-        try:
-            return pl_module.get_submodule(self.network)  # type: ignore[no-any-return]
-        except AttributeError:
-            names = ", ".join(name for name, _ in pl_module.named_children())
-            raise ValueError(f"network={self.network!r}: the module has no such part; it has {names}") from None
+        return network_in(pl_module, self.network)
 
     def state_dict(self) -> dict[str, Any]:
         return states.everybodys(self.strategy)

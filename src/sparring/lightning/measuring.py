@@ -36,6 +36,13 @@ def casting(strategy: Strategy, dtype: torch.dtype | None, x: Tensor) -> Iterato
         strategy.autocast = before
 
 
+@contextmanager
+def undisturbed(x: Tensor) -> Iterator[None]:
+    """Gradients on, inference mode and the Trainer's own autocast off."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        yield
+
+
 def short_attack(attack: Attack | None, threat: Threat | None) -> Attack | None:
     """What to measure with: the user's, or a few steps of PGD. TypeError for what is no attack."""
     if attack is None and threat is None:
@@ -53,7 +60,7 @@ def measured(
     model: nn.Module, attack: Attack | None, x: Tensor, y: Tensor, indices: Tensor, cast: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None]:
     """(B,) bool each: right as they are, and right under attack (None without one). Only the former are attacked."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+    with undisturbed(x):
         with borrow(model, cast) as borrowed:
             clean = borrowed.look(x).argmax(1) == y
         if attack is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningModule
 
+from sparring.lightning import callbacks
 from sparring.lightning.callback import Sparring
 from sparring.lightning.module import Adversarial
 
@@ -14,3 +15,23 @@ class AdversarialModule(Adversarial, LightningModule):
 
 class AdversarialCallback(Sparring, Callback):
     __doc__ = Sparring.__doc__
+
+
+class AdversarialGallery(callbacks.AdversarialGallery, Callback):
+    __doc__ = callbacks.AdversarialGallery.__doc__
+
+
+class BatchNormDrift(callbacks.BatchNormDrift, Callback):
+    __doc__ = callbacks.BatchNormDrift.__doc__
+
+
+class ConfusedLogits(callbacks.ConfusedLogits, Callback):
+    __doc__ = callbacks.ConfusedLogits.__doc__
+
+
+class GradientNorms(callbacks.GradientNorms, Callback):
+    __doc__ = callbacks.GradientNorms.__doc__
+
+
+class RobustnessMonitor(callbacks.RobustnessMonitor, Callback):
+    __doc__ = callbacks.RobustnessMonitor.__doc__

@@ -1,0 +1,106 @@
+"""`BatchNormDrift`: how far BatchNorm's running statistics lie from those of the data."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sparring.inspection.bars import layer_bars
+from sparring.lightning.callbacks.boards import show
+from sparring.lightning.callbacks.watching import EpochWatcher, Get
+from sparring.training.batchnorm import layers
+from sparring.training.drift import Buffers, Drift
+from sparring.training.findings import OFF
+from sparring.training.symptoms import Examination
+
+
+class BatchNormDrift(EpochWatcher):
+    """How far the running statistics, which a network uses in eval mode, lie from those of its data; a warning where that is far.
+
+    In training it is read off the buffers' own movement and costs no pass: every `interval` batches batchnorm_shift, the largest
+    over layers of the root mean square over channels of (running mean − batch mean)/σ, and batchnorm_stretch, the same of
+    log(running variance / batch variance), are logged, and at the end of the epoch a bar for each layer is shown
+    (batchnorm_drift/train). Forwards that another strategy of this package crafts with don't count.
+    In validation and tests, where nothing moves, the layers are measured on the first few samples: val_batchnorm_shift, …
+
+    From 0.5 on, half a standard deviation or a factor of 1.65 in variance, a layer is another network's, and a warning says
+    what to do: once for each layer. Networks without BatchNorm, or with all of it frozen, log nothing.
+
+    interval: batches. samples: of the first process, 2 at least. every: epochs. network, get: as for every callback here.
+    """
+
+    def __init__(
+        self,
+        *,
+        interval: int = 20,
+        samples: int = 64,
+        every: int = 1,
+        network: str | None = None,
+        get: Get | None = None,
+    ) -> None:
+        super().__init__(samples, every, network, get)
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1 or samples < 2:
+            raise ValueError(f"BatchNormDrift(interval={interval!r}, samples={samples!r}): expected at least 1, and 2")
+        self.interval = interval
+        self._drift: Drift | None = None
+        self._before: Buffers | None = None
+        self._warned: set[str] = set()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        live = layers(self.logits(pl_module))
+        if not live:
+            self._drift = self._before = None
+            return
+        if self._drift is None or not self._drift.fits(live):
+            self._drift = Drift(live)
+        self._before = Buffers.of(live)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._drift is None or self._before is None:
+            return
+        self._drift.add(self._before)
+        if (batch_idx + 1) % self.interval == 0:
+            shift, stretch = (values.max() for values in self._drift.by_layer())
+            numbers = {"batchnorm_shift": shift.float(), "batchnorm_stretch": stretch.float()}
+            pl_module.log_dict(numbers, on_step=True, on_epoch=False)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._drift is not None and trainer.is_global_zero and self._due(trainer):
+            names = {module: name for name, module in self.logits(pl_module).named_modules()}
+            shift, stretch = (values.tolist() for values in self._drift.by_layer())
+            self._tell("train", trainer, [names[layer] for layer in self._drift.layers], shift, stretch)
+
+    def look(self, stage: str, trainer: Any, pl_module: Any, x: Tensor, y: Tensor) -> Mapping[str, float]:
+        if stage == "train" or len(x) < 2:
+            return {}  # in training the buffers themselves tell
+        found = Examination(self.logits(pl_module), x, y).drift()
+        if not found:
+            return {}
+        shift, stretch = [layer.shift for layer in found], [layer.stretch for layer in found]
+        self._tell(stage, trainer, [layer.name for layer in found], shift, stretch)
+        return {f"{stage}_batchnorm_shift": max(shift), f"{stage}_batchnorm_stretch": max(stretch)}
+
+    def _tell(
+        self, stage: str, trainer: Any, names: Sequence[str], shift: Sequence[float], stretch: Sequence[float]
+    ) -> None:
+        figure = layer_bars(
+            names, {"shift of the mean, in σ": shift, "stretch, log of the variances' ratio": stretch}, limit=OFF
+        )
+        show(trainer, f"batchnorm_drift/{stage}", figure, int(trainer.global_step))
+        off = [name for name, a, b in zip(names, shift, stretch) if max(a, b) >= OFF]
+        if new := [name for name in off if name not in self._warned]:
+            self._warned.update(new)
+            worst = max(new, key=lambda name: max(shift[names.index(name)], stretch[names.index(name)]))
+            place = names.index(worst)
+            warnings.warn(
+                f"BatchNormDrift, after epoch {trainer.current_epoch + 1}: the running statistics of {len(new)} layers are not "
+                f"those of the data; furthest off is {worst}, {shift[place]:.2g} σ in mean and ×/÷ "
+                f"{math.exp(stretch[place] / 2):.2g} in σ: more updates, a higher momentum, or sp.recalibrate(model, data)",
+                stacklevel=2,
+            )
