@@ -1,0 +1,5 @@
+"""Adversarial training in Hugging Face's `Trainer`: `AdversarialTrainerMixin`."""
+
+from sparring.huggingface.trainer import AdversarialTrainerMixin
+
+__all__ = ["AdversarialTrainerMixin"]
