@@ -19,6 +19,7 @@ import sparring
 from sparring.evaluation.cascade import AnyAttack, name_of, settings_of
 from sparring.evaluation.pilot import Plan
 from sparring.evaluation.records import Records
+from sparring.evaluation.source import of_texts
 from sparring.evaluation.statistics import Proportion
 from sparring.evaluation.warnings import judge
 from sparring.threat import Threat
@@ -26,6 +27,7 @@ from sparring.wrappers import Model
 
 if TYPE_CHECKING:
     from sparring.evaluation.stream import Stream
+    from sparring.evaluation.texts.stream import TextStream
 
 SCHEMA_VERSION = 1
 
@@ -102,9 +104,9 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def describe(
     *,
-    run: Stream,
+    run: Stream | TextStream,
     model: dict[str, Any],
-    threat: Threat,
+    threat: dict[str, Any],
     seed: int,
     data: Any,
     data_info: dict[str, Any] | None,
@@ -117,7 +119,7 @@ def describe(
     names = class_names or getattr(dataset, "classes", None)
     about_data: dict[str, Any] = {
         "name": getattr(dataset, "name", None)
-        or ("tensors" if isinstance(data, (tuple, list)) else type(dataset).__name__),
+        or (_kind(data) if isinstance(data, (tuple, list)) else type(dataset).__name__),
         "available": run.source.available,
         "shape": run.shape,
         "classes": run.model.classes or 2,
@@ -143,7 +145,7 @@ def describe(
             "compiled": run.model.layout.compiled,
         },
         "settings": {"batch_size": run.batch_size, "time_limit": run.time_limit, "max_samples": run.source.limit},
-        "threat": describe_threat(threat),
+        "threat": threat,
         "model": {**model, "passes": run.model.cost},
         "data": about_data | (data_info or {}),
         "attacks": [
@@ -160,6 +162,10 @@ def describe(
         "checkup": checkup,
         "identity": identity,
     }
+
+
+def _kind(data: Any) -> str:
+    return "texts" if of_texts(data[0]) else "tensors"  # a pair of lists, or a list of pairs
 
 
 def summarize(

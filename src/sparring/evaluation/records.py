@@ -93,7 +93,12 @@ class Records:
             columns = [_json_column(name, rows[name]) for name in names]
             for done, *values in zip((rows["state"] == DONE).tolist(), *columns, strict=True):
                 row = dict(zip(names, values, strict=True))
+                row |= self.beside(row["index"])
                 yield json.dumps(row if done else row | {"finished": False}) + "\n"
+
+    def beside(self, index: int) -> dict[str, Any]:
+        """What a sample's line says beside the columns."""
+        return {}
 
     def take(self, line: str | bytes) -> int:
         """A row back from its line, and its place; of two lines about one sample the later one counts."""

@@ -19,6 +19,7 @@ from sparring.evaluation.records import DONE, Records
 from sparring.evaluation.source import Source, digest
 from sparring.evaluation.statistics import Proportion
 from sparring.evaluation.store import check_fingerprint
+from sparring.evaluation.texts.records import TextRecords
 from sparring.evaluation.warnings import Warning
 
 
@@ -204,6 +205,10 @@ class EvaluationResult:
             raise ValueError(f"{path}: {', '.join(missing)} missing, not a whole result")
         if any(Path(name).name != name for name in document["files"]):
             raise ValueError(f"{path}: files names a path, expected names of files in {folder}")
+        if document.get("task") == "text":
+            from sparring.evaluation.texts.result import TextResult
+
+            return TextResult(document, folder=folder)
         return cls(document, folder=folder)
 
     @classmethod
@@ -231,7 +236,8 @@ def load_result(folder: str | Path) -> EvaluationResult:
 
 
 def _read_records(folder: Path, document: dict[str, Any]) -> Records:
-    path, records = folder / "samples.jsonl", Records(0)
+    path = folder / "samples.jsonl"
+    records = TextRecords(0) if document.get("task") == "text" else Records(0)
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: the result in {folder} is not whole")
     with open(path, "rb") as file:

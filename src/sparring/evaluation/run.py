@@ -14,7 +14,7 @@ from sparring.borrow import borrow
 from sparring.evaluation import adaptive, cascade, shards
 from sparring.evaluation.access import choose, logged
 from sparring.evaluation.checkup import examine
-from sparring.evaluation.document import describe, describe_model, fingerprint, summarize
+from sparring.evaluation.document import describe, describe_model, describe_threat, fingerprint, summarize
 from sparring.evaluation.gallery import gallery
 from sparring.evaluation.pilot import Plan, kept
 from sparring.evaluation.placing import placed
@@ -24,7 +24,9 @@ from sparring.evaluation.result import EvaluationResult
 from sparring.evaluation.source import Source
 from sparring.evaluation.stream import Stream
 from sparring.evaluation.study import study
+from sparring.evaluation.texts.run import TEXT_SETTINGS, check_settings, evaluate_texts
 from sparring.evaluation.together import processes, together
+from sparring.text import TextClassifier
 from sparring.threat import Threat
 from sparring.wrappers import Model
 
@@ -32,7 +34,7 @@ from sparring.wrappers import Model
 def evaluate(
     model: Model,
     data: Any,
-    threat: Threat,
+    threat: Threat | None = None,
     *,
     attacks: cascade.Attacks = "adaptive",
     batch_size: int = 128,
@@ -55,6 +57,10 @@ def evaluate(
     data_info: dict[str, Any] | None = None,
 ) -> EvaluationResult:
     """Clean and robust accuracy of `model` on `data` under `threat`, the worst case over the attacks for each sample.
+
+    A text model, `sp.TextClassifier`, needs no threat: give (texts, labels) or a data set of such pairs, and attacks, as
+    [sp.EmbeddingPGD(eps=5), sp.WordSubstitution(synonyms)]. Each of them is shown every text that the model gets right,
+    and the result, a `TextResult`, tells the robust accuracy under each and under all (docs/text-attacks.md).
 
     model: an nn.Module or any callable from x (B, *S) to logits (B, C). data: a Dataset or DataLoader of (x, y), or a pair of
     tensors (x (N, *S) float, y (N,) integer); a `DataLoader` is read in its data set's order.
@@ -91,6 +97,9 @@ def evaluate(
     given = locals()
     if not callable(model):
         raise TypeError(f"the model is a {type(model).__name__}: expected evaluate(model, data, threat), in this order")
+    if isinstance(model, TextClassifier):
+        check_settings(given, alone=shard == shards.WHOLE or processes() == 1)
+        return evaluate_texts(model, **{name: given[name] for name in TEXT_SETTINGS})
     if not isinstance(threat, Threat):
         raise TypeError(f"threat={threat!r}: expected a threat model such as sp.Linf(8/255)")
     if time_limit is not None and not time_limit > 0:
@@ -148,8 +157,8 @@ def evaluate(
                 stream.chosen, store, borrowed, threat, where, batch_size=batch_size, gradients=stream.gradients
             )
         facts = describe(
-            run=stream, model=about, threat=threat, seed=seed, data=data, data_info=data_info, class_names=class_names,
-            identity=identity, checkup=findings,
+            run=stream, model=about, threat=describe_threat(threat), seed=seed, data=data, data_info=data_info,
+            class_names=class_names, identity=identity, checkup=findings,
         )  # fmt: skip
     if folder is not None and part != shards.WHOLE:
         return shards.keep(folder, source, facts, shown, store)

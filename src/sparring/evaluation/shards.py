@@ -17,7 +17,7 @@ import numpy as np
 
 from sparring.evaluation.document import summarize
 from sparring.evaluation.files import replacing
-from sparring.evaluation.records import DONE
+from sparring.evaluation.records import DONE, Records
 from sparring.evaluation.result import EvaluationResult
 from sparring.evaluation.source import Source, digest
 from sparring.evaluation.store import Store, check_fingerprint, read_journal, read_settings
@@ -74,15 +74,18 @@ def workings(out: Path) -> list[Working]:
     return sorted(folder for folder in found if (folder.path / "run.json").exists())
 
 
-def open_store(out: Path | None, source: Source, identity: dict[str, Any], attacks: int) -> Store:
+def open_store(
+    out: Path | None, source: Source, identity: dict[str, Any], attacks: int, records: Records | None = None
+) -> Store:
     """Where this share is kept, with what an earlier start has finished of it, also one with another number of shares.
 
+    records: to fill, where they are of another kind.
     ValueError where the folder holds another evaluation."""
     if out is None:
-        return Store(None, identity, attacks)
+        return Store(None, identity, attacks, records)
     mine = working(out, source.shard)
     fresh = not mine.path.exists()
-    store = Store(mine.path, fingerprint(identity, source.shard), attacks)
+    store = Store(mine.path, fingerprint(identity, source.shard), attacks, records)
     try:  # after saying what this one is: of two that start at once, one at least sees the other
         for folder in workings(out):
             check_fingerprint(read_settings(folder.path), identity, out)

@@ -18,8 +18,8 @@ from sparring.noise import Noise
 
 @dataclass
 class Batch:
-    """index (n,) int64: the samples' numbers. position (n,): where they are in the data. x: a tensor, or a dict or tuple
-    of them; y (n,)."""
+    """index (n,) int64: the samples' numbers. position (n,): where they are in the data. x: a tensor, a dict or tuple of
+    them, or a list of n texts; y (n,)."""
 
     index: Tensor
     position: Tensor
@@ -88,6 +88,9 @@ class Source:
         if isinstance(data, (tuple, list)) and not samples:  # a list of pairs is a data set as it is
             if len(data) != 2:
                 raise TypeError(f"data is a {type(data).__name__} of {len(data)}: expected the pair (x, y)")
+            if of_texts(data[0]):
+                texts = _zipped(data[0], torch.as_tensor(data[1]).tolist())
+                return self._load(texts), len(texts)
             dataset: Any = _Pair(data[0], torch.as_tensor(data[1]))
             return self._load(dataset), len(dataset)
         if isinstance(data, IterableDataset):
@@ -214,22 +217,38 @@ class _Numbers(Dataset[int]):
         return int(self.numbers[i])
 
 
+def of_texts(x: Any) -> bool:
+    """Whether these are strings."""
+    return isinstance(x, (tuple, list)) and any(isinstance(each, str) for each in x)
+
+
+def _zipped(texts: Any, labels: list[int]) -> list[tuple[str, int]]:
+    if len(texts) != len(labels):
+        raise ValueError(f"data has {len(texts)} texts and {len(labels)} labels")
+    return list(zip(texts, labels, strict=True))
+
+
 def _pick(x: Any, rows: Tensor) -> Any:
+    if of_texts(x):
+        return [x[i] for i in rows.flatten().tolist()]
     if isinstance(x, dict):
         return {name: _pick(part, rows) for name, part in x.items()}
     return type(x)(_pick(part, rows) for part in x) if isinstance(x, (tuple, list)) else x[rows.to(x.device)]
 
 
 def digest(x: Any, y: Tensor) -> list[int]:
-    """A 63-bit fingerprint of each sample: BLAKE2b of its bytes and its label."""
+    """A 63-bit fingerprint of each sample: BLAKE2b of its bytes (a text's in UTF-8) and its label."""
+    if of_texts(x):
+        return [_hash([text.encode()], label) for text, label in zip(x, y.tolist(), strict=True)]
     parts = list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, (tuple, list)) else [x]
     arrays = [part.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy() for part in parts]
-    labels = y.detach().cpu().long().numpy()
-    out = []
-    for i, label in enumerate(labels):
-        hasher = hashlib.blake2b(digest_size=8)
-        for array in arrays:
-            hasher.update(array[i].tobytes())
-        hasher.update(int(label).to_bytes(8, "little", signed=True))
-        out.append(int.from_bytes(hasher.digest(), "little") >> 1)
-    return out
+    labels = y.detach().cpu().long().tolist()
+    return [_hash([array[i].tobytes() for array in arrays], label) for i, label in enumerate(labels)]
+
+
+def _hash(parts: list[bytes], label: int) -> int:
+    hasher = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        hasher.update(part)
+    hasher.update(label.to_bytes(8, "little", signed=True))
+    return int.from_bytes(hasher.digest(), "little") >> 1

@@ -29,14 +29,16 @@ ROWS_AT_ONCE = 4096
 class Store(Parts):
     """The working folder of one evaluation; it goes on from what an earlier start with the same `fingerprint` has left."""
 
-    def __init__(self, folder: Path | None, fingerprint: dict[str, Any], attacks: int) -> None:
-        """folder: None for one that lives as long as the store."""
+    def __init__(
+        self, folder: Path | None, fingerprint: dict[str, Any], attacks: int, records: Records | None = None
+    ) -> None:
+        """folder: None for one that lives as long as the store. records: to fill, where they are of another kind."""
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="sparring-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.folder = folder
         self._lock = locked(folder / "lock")
-        super().__init__(Records(attacks), lambda part: part_of(folder, part))
+        super().__init__(Records(attacks) if records is None else records, lambda part: part_of(folder, part))
         self._waiting: list[tuple[int, Tensor, Tensor]] = []  # place, original, adversarial
         self._unwritten: list[int] = []
         self._bytes = 0

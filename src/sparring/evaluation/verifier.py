@@ -25,8 +25,10 @@ from sparring.evaluation.result import EvaluationResult
 from sparring.evaluation.run import evaluate
 from sparring.evaluation.shards import WHOLE
 from sparring.evaluation.source import Source, digest
+from sparring.evaluation.texts.result import TextResult
 from sparring.noise import Noise
 from sparring.objective import fooled, predict
+from sparring.text import TextClassifier
 from sparring.threat import Threat
 from sparring.wrappers import AttackedInput, Model
 
@@ -80,6 +82,9 @@ def verify(
     if isinstance(model, AttackedInput):
         raise ValueError("a result of a model with several inputs does not hold the others: it can't be verified")
     result = EvaluationResult.load(folder)
+    if isinstance(result, TextResult) or isinstance(model, TextClassifier):
+        return _texts(result, model, data, attacks=attacks, samples=samples, indices=indices, seed=seed,
+                      batch_size=batch_size, device=device)  # fmt: skip
     threat = threat_of(result)
     report = Verification()
     report.lies += check_files(result)
@@ -92,6 +97,15 @@ def verify(
     if data is not None and again.data(data, indices, samples, seed):
         again.attack(attacks, seed)
     return report
+
+
+def _texts(result: EvaluationResult, model: Any, data: Any, **settings: Any) -> Verification:
+    from sparring.evaluation.texts.verifier import verify_texts
+
+    if not isinstance(result, TextResult) or not isinstance(model, TextClassifier):
+        kinds = ["images" if not isinstance(result, TextResult) else "texts", type(model).__name__]
+        raise TypeError(f"the result is about {kinds[0]} and the model is a {kinds[1]}: give the model of the run")
+    return verify_texts(result, model, data, **settings)
 
 
 def threat_of(result: EvaluationResult) -> Threat:

@@ -67,6 +67,22 @@ def judge(
     return found
 
 
+def judge_texts(records: Records, classes: int) -> list[Warning]:
+    """The warnings that an evaluation of texts calls for."""
+    found = list(_outputs(records, classes))
+    labels = set(records.table["label"].tolist())
+    if len(labels) == 1 and len(records) > 1:
+        found.append(
+            _warning(
+                "one-class",
+                f"All {len(records)} texts are of class {labels.pop()}.",
+                "A model that always says this class would be right every time, and under every attack.",
+                "Evaluate on texts of all classes; check how the labels were read.",
+            )
+        )
+    return [*found, *_time(records)]
+
+
 def clearly(count: int, total: int, share: float, least: int) -> bool:
     """Whether `count` of `total` is no accident: `least` or more, and 95% sure to be more than `share` of all.
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sparring.borrow import Borrowed, borrow
 from sparring.objective import check_label_range
-from sparring.text.attacks.words import differing
 from sparring.text.classifier import TextClassifier
 
 
@@ -117,12 +116,8 @@ class TextAttack:
         """What became of the samples, in the order in which they are done. model: a borrowed `TextClassifier`."""
         raise NotImplementedError
 
-    def fools(self, model: Borrowed, sample: Sample, attempt: Attempt) -> bool:
-        """Whether the model, asked again and about this text alone, is wrong; one forward."""
-        raise NotImplementedError
-
-    def contradiction(self, original: str, entry: dict[str, Any]) -> str | None:
-        """What is wrong with what a result tells of a text that this attack fooled; None where nothing is."""
+    def answer(self, model: Borrowed, attempt: Attempt) -> Tensor:
+        """Logits (1, C), on the CPU: what the model says when it is asked again, and about this text alone; one forward."""
         raise NotImplementedError
 
     def __call__(
@@ -189,16 +184,6 @@ def check_text(number: int, text: Any) -> None:
         raise ValueError(f"text {number} is empty: take it out, there is nothing in it to attack")
     if any("\ud800" <= char <= "\udfff" for char in text):
         raise ValueError(f"text {number} holds half a character (a surrogate): read it in its own encoding")
-
-
-def unlike(original: str, entry: dict[str, Any]) -> str | None:
-    """What is wrong with `changed` and `words` of an entry about a text that words were substituted in."""
-    changed = differing(original, entry["text"])
-    if changed is None:
-        return "differ from their originals in more than words"
-    if list(changed) != list(entry["changed"]):
-        return "differ from their originals in other words than they say"
-    return None
 
 
 def _collected(attempts: list[Attempt], measure: str) -> AdversarialTexts:

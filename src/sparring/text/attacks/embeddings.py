@@ -16,7 +16,7 @@ from sparring.attacks.base import drain
 from sparring.attacks.inputs import prepare
 from sparring.borrow import Borrowed, borrow
 from sparring.noise import Noise
-from sparring.objective import fooled, predict, resolve
+from sparring.objective import resolve
 from sparring.rows import Rows
 from sparring.text.attacks.attempt import Attempt, Sample, TextAttack
 from sparring.text.attacks.words import Words
@@ -70,7 +70,7 @@ class EmbeddingPGD(TextAttack):
         while some := list(islice(source, batch_size)):
             yield from self._batch(model, some, seed)
 
-    def _batch(self, model: Borrowed, samples: list[Sample], seed: int) -> Iterator[Attempt]:
+    def _batch(self, model: Borrowed, samples: list[Sample], seed: int) -> list[Attempt]:
         classifier: Any = model.model
         encoded = classifier.encode([sample.text for sample in samples])
         perturber = EmbeddingPerturber(classifier)
@@ -81,39 +81,34 @@ class EmbeddingPGD(TextAttack):
         )  # fmt: skip
         y = torch.tensor([sample.label for sample in samples], device=encoded.device)
         indices = torch.tensor([sample.index for sample in samples])
+        attempts: list[Attempt] = []
         with borrow(attacked_input(_OfDelta(perturber), 0), seed=seed) as inner:
             inputs = (perturber.zeros(encoded.words), encoded.ids, encoded.mask, encoded.special)
             rows = prepare(inner, threat, inputs, y, indices=indices, seed=seed)
             for done in drain(attack.pool(inner, seed=seed, stop_when_fooled=True), rows):
-                sizes = done.threat.size(done.original, done.best)
-                for i, place in enumerate(done.ticket.tolist()):
-                    words = encoded.words[place]
-                    yield Attempt(
-                        samples[place].index, samples[place].text, bool(done.fooled[i]), int(done.prediction[i]),
-                        float(done.value[i]), int(done.forwards[i]), int(done.backwards[i]),
-                        len(Words(samples[place].text)), norm=float(sizes[i]),
-                        perturbation=done.best[i][words].cpu(),
-                    )  # fmt: skip
+                attempts += self._left(done, samples, encoded)
         model.forwards += inner.forwards
         model.backwards += inner.backwards
+        return attempts
 
-    def fools(self, model: Borrowed, sample: Sample, attempt: Attempt) -> bool:
-        return bool(
-            fooled(predict(self.logits(model, sample.text, attempt.perturbation)), torch.tensor([sample.label]))
-        )
+    def _left(self, done: Rows, samples: list[Sample], encoded: Encoded) -> Iterator[Attempt]:
+        sizes = done.threat.size(done.original, done.best)
+        for i, place in enumerate(done.ticket.tolist()):
+            sample = samples[place]
+            yield Attempt(
+                sample.index, sample.text, bool(done.fooled[i]), int(done.prediction[i]), float(done.value[i]),
+                int(done.forwards[i]), int(done.backwards[i]), len(Words(sample.text)), norm=float(sizes[i]),
+                perturbation=done.best[i][encoded.words[place]].cpu(),
+            )  # fmt: skip
 
-    def logits(self, model: Borrowed, text: str, perturbation: Tensor | None) -> Tensor:
-        """(1, C), on the CPU: of this text with `perturbation` (T, D) added to its words' vectors."""
+    def answer(self, model: Borrowed, attempt: Attempt) -> Tensor:
         classifier: Any = model.model
-        encoded, perturber = classifier.encode([text]), EmbeddingPerturber(classifier)
+        encoded, perturber = classifier.encode([attempt.text]), EmbeddingPerturber(classifier)
         delta = perturber.zeros(encoded.words)
-        if perturbation is not None:
-            delta[encoded.words] = perturbation.to(delta)
+        if attempt.perturbation is not None:
+            delta[encoded.words] = attempt.perturbation.to(delta)
         with perturber.adding(delta, encoded):
             return model.look(encoded).cpu()
-
-    def contradiction(self, original: str, entry: dict[str, Any]) -> str | None:
-        return None if entry["norm"] <= self.eps * (1 + 1e-6) else "are perturbed by more than eps"
 
 
 class _OfDelta(nn.Module):

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from sparring.borrow import Borrowed
 from sparring.objective import fooled, margin, predict
-from sparring.text.attacks.attempt import Attempt, Sample, TextAttack, unlike
+from sparring.text.attacks.attempt import Attempt, Sample, TextAttack
 from sparring.text.attacks.encoder import Encoder
 from sparring.text.attacks.searches import Alike, Logits, Question, Saliency, Search, ask, run
 from sparring.text.attacks.synonyms import SynonymSource, sources
 from sparring.text.attacks.tagging import Tagger, compatible
-from sparring.text.attacks.words import STOP_WORDS, Words, cased
+from sparring.text.attacks.words import STOP_WORDS, Words, cased, differing
 
 SIMILARITY = 0.8
 
@@ -99,15 +99,20 @@ class WordSubstitution(TextAttack):
     ) -> Iterator[Attempt]:
         return run(model, samples, self._search, batch_size=batch_size, encoder=self.encoder)
 
-    def fools(self, model: Borrowed, sample: Sample, attempt: Attempt) -> bool:
-        prediction = predict(ask(model, [attempt.text], 1))
-        return bool(fooled(prediction, torch.tensor([sample.label])))
+    def answer(self, model: Borrowed, attempt: Attempt) -> Tensor:
+        return ask(model, [attempt.text], 1)
 
-    def contradiction(self, original: str, entry: dict[str, Any]) -> str | None:
-        if (wrong := unlike(original, entry)) is not None:
-            return wrong
-        if len(entry["changed"]) > self.most(entry["words"]):
+    def wrong_with(self, original: str, changed: str) -> str | None:
+        """What is wrong with a text as an example of this attack's; None where nothing is."""
+        numbers = differing(original, changed)
+        if numbers is None:
+            return "differ from their originals in more than words"
+        words, now = Words(original), Words(changed).words
+        if len(numbers) > self.most(len(words)):
             return f"have more than {self.max_changed:.0%} of their words changed"
+        options = self._options(words)
+        if any(now[i] not in options.get(i, ()) for i in numbers):
+            return "hold words that are no synonyms of the original's"
         return None
 
     def most(self, words: int) -> int:
