@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 STRATEGY = Parameter(group=Group("Strategy", sort_key=4))
 
+VAT_EPS = 2.0  # for images of 28×28 in [0, 1]
 _EACH = ("bn", "label_smoothing")
 TAKES = {
     "standard": ("Standard", ()),
@@ -35,6 +36,7 @@ TAKES = {
     "ensemble": ("EnsembleTraining", ("attack", "sources", "alpha", "fraction")),
     "advprop": ("AdvProp", ("attack", "alpha")),
     "generator": ("GeneratorTraining", ("alpha", "fraction", "width")),
+    "vat": ("VAT", ()),
 }
 """The class behind a name, and which options are its own."""
 
@@ -46,7 +48,7 @@ class StrategySettings(Settings):
 
     strategy: Annotated[str, STRATEGY] = field()
     """standard, mixed, fgsm, fast-fgsm, nfgsm, gradalign, pgd, free, yopo, trades, trades-yopo, mart, ensemble, advprop,
-    generator. What is left out below has the strategy's own default (docs/strategies.md)."""
+    generator, vat. What is left out below has the strategy's own default (docs/strategies.md)."""
     m: Annotated[int | None, STRATEGY] = None
     """free: replays of a batch. yopo, trades-yopo: full passes a batch."""
     n: Annotated[int | None, STRATEGY] = None
@@ -87,6 +89,11 @@ class StrategySettings(Settings):
     """Adversarial weight perturbation of this size, such as 0.005."""
     ema: Annotated[float | None, STRATEGY] = None
     """Average the weights exponentially, with this decay, such as 0.995; the averages are validated and kept."""
+    vat: Annotated[float | None, STRATEGY] = None
+    """Virtual adversarial training with this L2 radius round any strategy, also on samples without labels (--labels,
+    --unlabelled); --strategy vat takes 2.0 where it is left out."""
+    entropy_minimisation: Annotated[bool, STRATEGY] = False
+    """vat: learn to be sure of samples without labels, too."""
 
 
 def check(settings: StrategySettings) -> None:
@@ -99,13 +106,22 @@ def check(settings: StrategySettings) -> None:
         if name not in takes and name not in _EACH:
             takers = ", ".join(other for other, (_, options) in TAKES.items() if name in options)
             raise ValueError(f"--{name.replace('_', '-')} is no setting of {settings.strategy}, but of {takers}")
+    if settings.entropy_minimisation and not smooths(settings):
+        raise ValueError(
+            "--entropy-minimisation is a setting of virtual adversarial training: --strategy vat, or --vat 2.0"
+        )
     if settings.strategy == "ensemble" and not settings.sources:
         raise ValueError("--sources is missing: --strategy ensemble takes the weights of one other network or more")
 
 
+def smooths(settings: StrategySettings) -> bool:
+    """Whether samples without labels are learned from."""
+    return settings.strategy == "vat" or settings.vat is not None
+
+
 def given(settings: StrategySettings) -> dict[str, Any]:
     """The strategy's own options that were typed."""
-    other = {"strategy", "awp", "ema", *(f.name for f in fields(Settings))}
+    other = {"strategy", "awp", "ema", "vat", "entropy_minimisation", *(f.name for f in fields(Settings))}
     names = [f.name for f in fields(StrategySettings) if f.name not in other]
     typed = {name: getattr(settings, name) for name in names}
     return {name: value for name, value in typed.items() if value is not None and value is not False and value != []}
@@ -114,7 +130,7 @@ def given(settings: StrategySettings) -> dict[str, Any]:
 def build(settings: StrategySettings, threat: "Threat", *, seed: int, channels: int, load: Any) -> "Strategy":
     """The strategy, with what stands round it. load(weights) gives another network of the same kind, for `sources`."""
     import sparring
-    from sparring.training import AWP, EMA, Part
+    from sparring.training import AWP, EMA, Part, VirtualAdversarial
 
     check(settings)
     name, takes = TAKES[settings.strategy]
@@ -127,10 +143,15 @@ def build(settings: StrategySettings, threat: "Threat", *, seed: int, channels: 
         first: list[Any] = [*recipes.parse([options.pop("attack", "pgd:steps=10")], threat)]
     else:
         first = [] if name == "Standard" else [threat]
+    if name == "VAT":
+        first = [VAT_EPS if settings.vat is None else settings.vat]
+        options["entropy_minimisation"] = settings.entropy_minimisation
     if name == "GeneratorTraining":
         options["channels"] = channels
     strategy: Strategy = getattr(sparring, name)(*first, seed=seed, **options)
     parts: list[Part] = []
+    if settings.vat is not None and name != "VAT":
+        parts.append(VirtualAdversarial(settings.vat, entropy_minimisation=settings.entropy_minimisation))
     if settings.awp is not None:
         parts.append(AWP(settings.awp))
     if settings.ema is not None:

@@ -39,10 +39,17 @@ class TrainSettings(SeedSettings, ThreatSettings, SubjectSettings, StrategySetti
 
     split: Annotated[str, DATA] = "train"
     """Which part of a named data set."""
+    labels: Annotated[int | None, DATA] = None
+    """Learn from so many labels only, as many of each class, chosen by --seed; with --strategy vat or --vat all the images are
+    learned from, the others without their labels."""
+    unlabelled: Annotated[str | None, DATA] = None
+    """Images to learn from without labels, with --strategy vat or --vat; in the forms of --data."""
     epochs: Annotated[int, LEARN] = 30
     """How often each sample is learned from."""
     batch_size: Annotated[int, LEARN] = 128
     """Samples a batch; under torchrun of all processes together."""
+    unlabelled_batch_size: Annotated[int | None, LEARN] = None
+    """Unlabelled samples a batch; left out: 128."""
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], LEARN] = "sgd"
     """sgd is the one with Nesterov momentum."""
     lr: Annotated[float | None, LEARN] = None
@@ -112,9 +119,15 @@ def train(settings: TrainSettings) -> Outcome:
     attack = None if settings.validation_attack is None else recipes.parse([settings.validation_attack], threat)
     device = models.pick_device(settings.device)
     images = open_data(settings)
+    learned, others = _labelled(settings, images)
     held: Any = None if settings.validation is None else settings.validation != "none"
     if held and settings.validation is not None:
         held = open_data(replace(settings, data=settings.validation))
+    elif held is None and not _validates(settings):
+        held = False
+        note(
+            f"{settings.labels} labels are few: none is held out to validate on, and the last weights count (or --validation)"
+        )
     torch.manual_seed(settings.seed)
     model = models.load(settings, device)
     if not isinstance(model, torch.nn.Module):
@@ -125,7 +138,18 @@ def train(settings: TrainSettings) -> Outcome:
     )  # fmt: skip
     out = settings.out or Path("sparring-train") / _slug(settings, eps)
     names = (
-        *("epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "schedule", "warmup", "max_grad_norm"),
+        *(
+            "epochs",
+            "batch_size",
+            "unlabelled_batch_size",
+            "optimizer",
+            "lr",
+            "momentum",
+            "weight_decay",
+            "schedule",
+            "warmup",
+            "max_grad_norm",
+        ),
         *("accumulate", "augment", "precision", "compile", "channels_last", "freeze", "head", "head_epochs", "body_lr"),
         *("validation_samples", "evaluate_every", "health", "save_every", "time_limit", "seed"),
     )
@@ -133,7 +157,7 @@ def train(settings: TrainSettings) -> Outcome:
     with Bar() as show:
         try:
             result = fit(
-                model, images, strategy, validation=held, validation_attack=attack, device=device, out=out,
+                model, learned, strategy, unlabelled=others, validation=held, validation_attack=attack, device=device, out=out,
                 resume=not settings.fresh, progress=watch.then(None if settings.quiet else show),
                 **{name: getattr(settings, name) for name in names},
             )  # fmt: skip
@@ -176,12 +200,35 @@ def _command(settings: TrainSettings, out: Path, eps: str) -> str:
 
     words = ["sparring", "evaluate", "--model", settings.model]
     words += ["--model-args", *settings.model_args] if settings.model_args else []
-    weights = checkpoint.LAST if settings.validation == "none" else checkpoint.BEST
+    weights = checkpoint.BEST if _validates(settings) else checkpoint.LAST
     words += ["--weights", str(out / weights), "--data", settings.data if _has_test(settings) else "TEST_IMAGES"]
     words += ["--normalize", *settings.normalize] if settings.normalize else []
     words += ["--output", settings.output] if settings.output else []
     words += ["--size", str(settings.size)] if settings.size else []
     return shlex.join([*words, "--norm", settings.norm, "--eps", eps])
+
+
+def _labelled(settings: TrainSettings, images: Any) -> tuple[Any, Any]:
+    """What to learn from with labels, and without."""
+    smooths = strategies.smooths(settings)
+    for option in ("unlabelled", "unlabelled_batch_size"):
+        if getattr(settings, option) is not None and not smooths:
+            raise ValueError(
+                f"--{option.replace('_', '-')}: --strategy {settings.strategy} learns from labels only; add --vat"
+            )
+    others = None if settings.unlabelled is None else open_data(replace(settings, data=settings.unlabelled))
+    if settings.labels is None:
+        return images, others
+    from torch.utils.data import Subset
+
+    from sparring.data import few_labels
+
+    chosen = few_labels(images.labels, settings.labels, settings.seed).tolist()
+    return Subset(images, chosen), images if smooths and others is None else others
+
+
+def _validates(settings: TrainSettings) -> bool:
+    return settings.validation != "none" and not (settings.validation is None and settings.labels is not None)
 
 
 def _has_test(settings: TrainSettings) -> bool:
@@ -223,5 +270,6 @@ class _Watch:
 def _slug(settings: TrainSettings, eps: str) -> str:
     """A folder name that tells trainings apart: ``small-cnn-fashion-mnist-yopo-linf-8-255``."""
     last = [re.split(r"[/:\\]", part.rstrip("/\\"))[-1] for part in (settings.model, settings.data)]
-    what = [settings.strategy] if settings.strategy == "standard" else [settings.strategy, settings.norm, eps]
+    what = [settings.strategy] if settings.strategy in ("standard", "vat") else [settings.strategy, settings.norm, eps]
+    what += [f"{settings.labels}-labels"] if settings.labels is not None else []
     return re.sub(r"[^\w.]+", "-", "-".join([*last, *what]).lower()).strip("-.")
