@@ -39,7 +39,7 @@ def accuracy_curve(
 
     Args:
         curve: points with the keys ``eps`` (input units), ``value``, ``low`` and ``high`` (shares of 1), by rising eps.
-        norm: what eps measures: ``"linf"``, ``"l2"``, ``"l1"`` or ``"l0"``.
+        norm: what eps measures: ``"linf"``, ``"l2"``, ``"l1"``, ``"l0"`` or ``"words"`` (the share of a text's words).
         eps: marked by a vertical line, where given.
         eps_typed: eps as the user wrote it; ``"8/255"`` makes the axis count in 1/255.
         size: inches, of a new figure.
@@ -147,6 +147,10 @@ def _told(size: float, eps_typed: str | None) -> str:
 def _sizes(axes: Axes, norm: str, eps_typed: str | None) -> None:
     """The axis across counts sizes of perturbations, in 1/255 where eps was typed so."""
     name = f"{norm_name(norm)} norm of the perturbation"
+    if norm == "words":
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.set_xlabel("share of a text's words that may be changed")
+        return
     if _in_255ths(eps_typed):
         limit = axes.get_xlim()[1] * 255
         ticks = [tick for tick in MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(0, limit) if tick <= limit]

@@ -122,7 +122,7 @@ def gallery(
 
     Args:
         originals, adversarials: (N, C, H, W) or (N, H, W), values in ``bounds``.
-        before, after: what the model saw in each, and with which probability.
+        before, after: what the model saw in each, and with which probability; classes that changed are coloured.
         fig: where to draw; None: a new figure.
 
     Picture: docs/gallery.md, "A gallery of examples".
@@ -153,7 +153,9 @@ def gallery(
     for row, said in ((0, before), (2, after)):
         for column, seen in enumerate(said or ()):
             text = f"{short(seen[0], 15)}\n{seen[1]:.0%}"
-            panels[row, column].set_title(text, color=style.INK, fontsize=9.5, pad=5, parse_math=False)
+            changed = row == 2 and before is not None and before[column][0] != seen[0]
+            color = style.ROBUST if changed else style.INK
+            panels[row, column].set_title(text, color=color, fontsize=9.5, pad=5, parse_math=False)
     return style.whole(figure)
 
 

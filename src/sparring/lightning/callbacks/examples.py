@@ -60,5 +60,5 @@ class AdversarialGallery(EpochWatcher):
 
     def _seen(self, logits: Tensor) -> list[tuple[str, float]]:
         chance, predicted = logits.double().softmax(1).max(1)
-        names = [str(i) if self.names is None else str(self.names[i]) for i in predicted.tolist()]
+        names = [f"class {i}" if self.names is None else str(self.names[i]) for i in predicted.tolist()]
         return list(zip(names, chance.tolist()))

@@ -69,6 +69,11 @@ class RobustnessMonitor(EpochWatcher):
         self._said = frozenset(finding.code for finding in findings)
         return numbers
 
+    @property
+    def state_key(self) -> str:
+        """What a checkpoint calls it: several monitors, each with a threat of its own, can stand beside each other."""
+        return f"RobustnessMonitor({self.threat!r}, network={self.network!r})"
+
     def state_dict(self) -> dict[str, Any]:
         return {"said": sorted(self._said), "history": self._history}
 
