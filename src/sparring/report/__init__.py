@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from sparring import inspection
 from sparring.evaluation.warnings import loose_curve
-from sparring.report import svg, view, words
+from sparring.report import svg, texts, view, words
 from sparring.report.view import Document, Picture
 
 __all__ = ["render"]
@@ -35,7 +35,8 @@ def render(document: Document, picture: Picture) -> str:
     Args:
         document: laid out as ``result.json`` (``docs/architecture.md``); keys that it doesn't know are left alone.
         picture: gives, for a sample's index, the original and the adversarial tensor, each without a batch dimension:
-            (C, H, W) or (H, W) are shown as pictures, (L,) and (C, L) as lines, other shapes not at all.
+            (C, H, W) or (H, W) are shown as pictures, (L,) and (C, L) as lines, other shapes not at all. Where samples are
+            texts: the original and the changed text, or None where only its embeddings were perturbed.
 
     Raises:
         ValueError: the document is of another schema version, or one of its parts is missing.
@@ -87,6 +88,8 @@ def _context(document: Document, picture: Picture) -> dict[str, object]:
         "loose": loose_curve(document["warnings"]),
         "charts": _charts(document),
         "rows": rows,
+        "text": document.get("task") == "text",
+        "gallery_lead": texts.lead(document) if document.get("task") == "text" else None,
         "worst": rows[:_WORST_CLASSES] if len(rows) > _MANY_CLASSES else rows,
         "cards": view.cards(document, picture),
         "attacks": attacks,
@@ -103,9 +106,12 @@ def _charts(document: Document) -> list[Markup]:
         return []
     first, last = curve[0], curve[-1]
     eps = threat["eps"] if threat["eps"] is not None and math.isfinite(threat["eps"]) else None
+    against, ends = "the size of the perturbation", [f"{first['eps']:g}", words.size(last["eps"], threat)]
+    if threat["norm"] == "words":
+        against, ends, eps = "the share of words changed", [words.percent(first["eps"]), ends[1]], None
     label = (
-        f"Accuracy against the size of the perturbation: from {words.percent(first['value'])} at {first['eps']:g} "
-        f"down to at most {words.percent(last['value'])} at {words.size(last['eps'], threat)}."
+        f"Accuracy against {against}: from {words.percent(first['value'])} at {ends[0]} "
+        f"down to at most {words.percent(last['value'])} at {ends[1]}."
     )
     return [
         svg.inline(

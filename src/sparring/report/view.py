@@ -9,13 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from sparring.report import words
+from sparring.report import texts, words
 from sparring.report.pictures import Panel, panels
 
 Document = Mapping[str, Any]
-Picture = Callable[[int], tuple[Tensor, Tensor]]
+Picture = Callable[[int], tuple[Any, Any]]  # tensors, or texts
 
 
 @dataclass(frozen=True)
@@ -47,14 +45,13 @@ class Card:
     index: int
     truth: str
     fooled_into: str
-    attack: str
-    norm: str
-    distance: str
     panels: list[Panel]
     note: str
     before: list[Bar]
     after: list[Bar]
     alt: str
+    meta: list[tuple[str, str]]
+    pieces: list[texts.Piece]
 
 
 def class_name(document: Document, label: int) -> str:
@@ -90,12 +87,38 @@ def _size(entry: Mapping[str, Any]) -> float:
 
 
 def _card(document: Document, entry: Mapping[str, Any], picture: Picture) -> Card:
-    original, adversarial = picture(int(entry["index"]))
+    """One failure; of a text its words, of anything else its pictures."""
+    found = picture(int(entry["index"]))
+    if document.get("task") == "text":
+        original, changed = found
+        meta = texts.meta(document, entry)
+        return _told(document, entry, meta, pieces=texts.pieces(original, changed, entry["changed"]))
+    original, adversarial = found
     bounds = document["threat"].get("bounds")
     if bounds is None:
         low, high = (float(extreme) for extreme in (original.min(), original.max()))
         bounds = (low, high if high > low else low + 1.0)
     shown, note = panels(original, adversarial, (float(bounds[0]), float(bounds[1])))
+    threat = document["threat"]
+    meta = [
+        ("Sample", str(entry["index"])),
+        ("Fooled by", str(entry["attack"])),
+        ("Norm", words.size(entry.get("norm"), threat)),
+        ("Smallest norm found", words.size(entry.get("distance"), threat)),
+    ]
+    return _told(document, entry, meta, panels=shown, note=note)
+
+
+def _told(
+    document: Document,
+    entry: Mapping[str, Any],
+    meta: list[tuple[str, str]],
+    *,
+    panels: list[Panel] | None = None,
+    note: str = "",
+    pieces: list[texts.Piece] | None = None,
+) -> Card:
+    """The card with what the model said before and after."""
     label = int(entry["label"])
     before, after = (
         [
@@ -104,20 +127,19 @@ def _card(document: Document, entry: Mapping[str, Any], picture: Picture) -> Car
         ]
         for side in ("before", "after")
     )
-    truth, threat = class_name(document, label), document["threat"]
+    truth = class_name(document, label)
     into = next((bar.name for bar in after if not bar.true), "another class") if after else "another class"
     return Card(
         index=int(entry["index"]),
         truth=truth,
         fooled_into=into,
-        attack=str(entry["attack"]),
-        norm=words.size(entry.get("norm"), threat),
-        distance=words.size(entry.get("distance"), threat),
-        panels=shown,
+        panels=panels or [],
         note=note,
         before=before,
         after=after,
         alt=f"sample {entry['index']}, {truth}",
+        meta=meta,
+        pieces=pieces or [],
     )
 
 
@@ -171,4 +193,10 @@ def verify_command(document: Document) -> str:
     """The command line that checks this result; placeholders in capitals stand for what the document doesn't know."""
     spec = document["model"].get("spec")
     model = shlex.quote(spec) if isinstance(spec, str) and spec else "MODEL"
+    if document.get("task") == "text":
+        return (
+            "sparring verify FOLDER"
+            if isinstance(spec, dict)
+            else f"sparring verify FOLDER --task text --model {model}"
+        )
     return f"sparring verify FOLDER --model {model}"

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from sparring.report import texts
+
 Document = Mapping[str, Any]
 
 # strftime's names follow the reader's locale, and the report is written in English
@@ -94,6 +96,8 @@ def moment(created: str) -> str:
 
 def nouns(document: Document) -> tuple[str, str]:
     """What a sample of this data is called: singular and plural."""
+    if document.get("task") == "text":
+        return "text", "texts"
     shape = document["data"].get("shape") or []
     image = len(shape) == 3 and shape[0] in (1, 3, 4) and min(shape[1:]) > 1
     return ("image", "images") if image else ("sample", "samples")
@@ -107,6 +111,8 @@ def size(value: float | None, threat: Mapping[str, Any]) -> str:
     """
     if value is None:
         return "–"
+    if threat["norm"] == "words":
+        return f"{percent(value)} of the words"
     if str(threat.get("eps_typed") or "").replace(" ", "").endswith("/255"):
         return f"{float(f'{value * 255:.2g}'):g}/255"
     return f"{value:.3g}"
@@ -135,6 +141,8 @@ def verdict(document: Document) -> str:
 def threat(document: Document) -> str:
     """What the attacker was allowed to do, in words."""
     given = document["threat"]
+    if document.get("task") == "text":
+        return texts.threat(document)
     norm, eps = str(given["norm"]).lower(), given["eps"]
     one, _ = nouns(document)
     entry = "pixel value" if one == "image" else "input value"
@@ -202,9 +210,14 @@ def halfway(document: Document) -> str:
     curve = document["curve"]
     if len(curve) < 2 or not curve[0]["value"]:
         return ""
-    half = curve[0]["value"] / 2
+    half, given = curve[0]["value"] / 2, document["threat"]["norm"]
     for point in curve[1:]:
         if point["value"] <= half:
             reached = size(point["eps"], document["threat"])
-            return f"By a perturbation of size {reached}, at least half of the correct answers are lost."
+            means = f"With {reached} changed" if given == "words" else f"By a perturbation of size {reached}"
+            return f"{means}, at least half of the correct answers are lost."
+    if given == "words":
+        return (
+            "Up to the largest share, more than half of the correct answers held against the substitutions tried here."
+        )
     return "Up to eps, more than half of the correct answers held against the attacks tried here."
