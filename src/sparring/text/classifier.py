@@ -97,6 +97,13 @@ class TextClassifier(nn.Module):
             )
         return Encoded.pad(rows, self.tokens.pad_id, self.tokens.special_ids, left=self.tokens.left).to(self.device)
 
+    def tensors(self, texts: Sequence[str], labels: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Token numbers (N, T), padded to the longest, and classes (N,), on the CPU: data for `sp.fit`."""
+        y = torch.as_tensor(labels, dtype=torch.long)
+        if y.shape != (len(texts),):
+            raise ValueError(f"{len(texts)} texts and labels of shape {tuple(y.shape)}: expected a class number for each")
+        return self.encode(texts).ids.cpu(), y
+
     def encoded(self, x: Encoded | Tensor) -> Encoded:
         """Token numbers (B, T), padded at one end, as a batch; columns of nothing but padding are left out."""
         if isinstance(x, Encoded):
