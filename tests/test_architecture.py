@@ -15,7 +15,7 @@ FLOORS = {
     "attacks": 2, "text": 2,
     "evaluation": 3, "learned": 3, "inspection": 3, "report": 3,
     "training": 4, "transfer": 4,
-    "experiments": 5, "huggingface": 5, "lightning": 5,
+    "experiments": 5, "huggingface": 5, "keras": 5, "lightning": 5,
     "cli": 6, "__main__": 6,
 }  # fmt: skip
 SIDE = {"data", "zoo"}  # import nothing of sparring but each other; the rooms from floor 4 up use them
