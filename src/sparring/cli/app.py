@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
@@ -40,6 +41,7 @@ COMMANDS = {
     "rotation": ("sparring.cli.experiments:rotation", "A photograph that is another class at any angle."),
     "fgsm": ("sparring.cli.experiments:fgsm", "FGSM and its variants, beside the table of the paper."),
     "linear": ("sparring.cli.experiments:linear", "The linear explanation of adversarial examples, measured."),
+    "power": ("sparring.cli.power:power", "Power iteration, on a matrix and on a network's Hessian."),
 }
 
 
@@ -55,7 +57,12 @@ class Stopped(Exception):
     """Ctrl-C inside a command that can say what is kept and how to go on."""
 
 
-def _app() -> App:
+TEXT = {"train": ("sparring.cli.train_text:train_text", COMMANDS["train"][1])}
+"""Commands that have other options behind ``--task text``."""
+
+
+def _app(tokens: Sequence[str] = ()) -> App:
+    text = "--task=text" in tokens or ("--task", "text") in pairwise(tokens)
     app = App(
         name="sparring",
         help="Finds out how a PyTorch model breaks.",
@@ -65,7 +72,7 @@ def _app() -> App:
         config=config.apply,
         default_parameter=Parameter(negative=(), show_default=_shown),
     )
-    for name, (target, summary) in COMMANDS.items():
+    for name, (target, summary) in (COMMANDS | TEXT if text else COMMANDS).items():
         app.command(target, name=name, help=summary)
     return app
 
@@ -111,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(tokens: list[str], command: str) -> int:
-    app = _app()
+    app = _app(tokens)
     if command in COMMANDS and {"--help", "-h"} & set(tokens):
         app.help_print([command])  # straight there: parsing first would take half as long again
         return DONE
@@ -138,7 +145,7 @@ def _run(tokens: list[str], command: str) -> int:
 
 def _unknown(tokens: Sequence[str], command: str) -> str | None:
     """A complaint about the first option that the command does not have, None where it has them all."""
-    arguments = _app()[command].assemble_argument_collection()
+    arguments = _app(tokens)[command].assemble_argument_collection()
     known = [name for argument in arguments for name in argument.names if name.startswith("-")]
     for token in tokens:
         name = token.split("=")[0]
