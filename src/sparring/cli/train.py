@@ -37,6 +37,8 @@ CHECK = Parameter(group=Group("Validation", sort_key=7))
 class TrainSettings(SeedSettings, ThreatSettings, SubjectSettings, StrategySettings):
     """Settings of ``sparring train``."""
 
+    task: Annotated[Literal["images", "text"], DATA] = "images"
+    """text trains a classifier of texts, with options of its own: sparring train --task text --help."""
     split: Annotated[str, DATA] = "train"
     """Which part of a named data set."""
     labels: Annotated[int | None, DATA] = None
@@ -107,6 +109,8 @@ class TrainSettings(SeedSettings, ThreatSettings, SubjectSettings, StrategySetti
 
 def train(settings: TrainSettings) -> Outcome:
     """Train a model robustly; what is kept is ready for sparring evaluate."""
+    if settings.task == "text":
+        raise ValueError("--config says task: text, which has options of its own: type --task text as well")
     strategies.check(settings)
     import torch
 
@@ -153,7 +157,7 @@ def train(settings: TrainSettings) -> Outcome:
         *("accumulate", "augment", "precision", "compile", "channels_last", "freeze", "head", "head_epochs", "body_lr"),
         *("validation_samples", "evaluate_every", "health", "save_every", "time_limit", "seed"),
     )
-    watch = _Watch()
+    watch = Watch()
     with Bar() as show:
         try:
             result = fit(
@@ -173,7 +177,7 @@ def _tell(settings: TrainSettings, result: "FitResult", out: Path, eps: str, old
         note(f"{out} already holds this training, finished: nothing was learned again (--fresh starts anew)")
     if last is not None:
         rows = {"best": result.best, "last": last}
-        table([_row(name, row) for name, row in rows.items() if row is not None])
+        table([epoch_row(name, row) for name, row in rows.items() if row is not None])
         say(f"{sum(epoch.seconds for epoch in result.history):.0f} s of training. Weights, history and log: {out}")
     if not result.finished:
         say("Time ran out: the same command goes on from there (with another --time-limit, or without).", style="bold")
@@ -183,7 +187,7 @@ def _tell(settings: TrainSettings, result: "FitResult", out: Path, eps: str, old
     return Outcome({"settings": settings.document(), **result.to_json(), "folder": str(out), "evaluate": command})
 
 
-def _row(name: str, epoch: "Epoch") -> dict[str, Any]:
+def epoch_row(name: str, epoch: "Epoch") -> dict[str, Any]:
     values = {
         "validation clean": epoch.validation_accuracy,
         "validation robust, at most": epoch.validation_robust_accuracy,
@@ -244,7 +248,7 @@ def _has_test(settings: TrainSettings) -> bool:
     return settings.split != "test" and parts[0].labels.tolist() != parts[1].labels.tolist()
 
 
-class _Watch:
+class Watch:
     """Remembers the last progress, for the line after Ctrl-C."""
 
     def __init__(self) -> None:

@@ -101,7 +101,9 @@ class TextClassifier(nn.Module):
         """Token numbers (N, T), padded to the longest, and classes (N,), on the CPU: data for `sp.fit`."""
         y = torch.as_tensor(labels, dtype=torch.long)
         if y.shape != (len(texts),):
-            raise ValueError(f"{len(texts)} texts and labels of shape {tuple(y.shape)}: expected a class number for each")
+            raise ValueError(
+                f"{len(texts)} texts and labels of shape {tuple(y.shape)}: expected a class number for each"
+            )
         return self.encode(texts).ids.cpu(), y
 
     def encoded(self, x: Encoded | Tensor) -> Encoded:
@@ -175,6 +177,21 @@ class TextClassifier(nn.Module):
             for file in sorted(new.iterdir(), key=lambda file: file.name == DOCUMENT):  # the document comes last
                 os.replace(file, path / file.name)
         return path
+
+    @classmethod
+    def pretrained(
+        cls, folder: str | os.PathLike[str], classes: Sequence[str] | int, *, max_length: int | None = None
+    ) -> TextClassifier:
+        """A Hugging Face model and tokeniser from a folder, with a new head for these classes where it has none for as many."""
+        count = classes if isinstance(classes, int) else len(classes)
+        library = needed("transformers")
+        model = library.AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=count, ignore_mismatched_sizes=True, local_files_only=True
+        )
+        names = [str(i) for i in range(count)] if isinstance(classes, int) else list(classes)
+        model.config.id2label, model.config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+        tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return cls(model, tokenizer, names, max_length=max_length)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> TextClassifier:

@@ -53,7 +53,8 @@ def build_tokenizer(texts: Iterable[str], size: int = 20_000, *, lowercase: bool
 class Tokens:
     """What a classifier asks of a tokeniser, whoever made it.
 
-    pad_id: of padding. special_ids: (n,) of tokens that are no part of a text; unknown words are. left: padding side.
+    pad_id: of padding. unknown_id: of words that are not in the vocabulary; None where it splits those up.
+    special_ids: (n,) of tokens that are no part of a text; unknown words are. left: padding side.
     limit: the longest text in tokens that it says its model takes; None where it says nothing.
     """
 
@@ -62,7 +63,9 @@ class Tokens:
         self.own = type(tokenizer).__module__.split(".")[0] == "tokenizers"
         self.limit: int | None = None
         self.left = False
+        self.unknown_id: int | None = None
         if self.own:
+            self.unknown_id = tokenizer.token_to_id(UNKNOWN)
             special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
             special -= {tokenizer.token_to_id(UNKNOWN)}
             pad = tokenizer.token_to_id(PAD)

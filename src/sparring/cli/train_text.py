@@ -1,0 +1,288 @@
+"""``sparring train --task text``: a classifier of texts, from a table to a folder that ``TextClassifier.load`` reads."""
+
+# No `from __future__ import annotations`: cyclopts reads the annotations of inherited fields as they stand.
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from sparring.cli import models
+from sparring.cli.app import Outcome, Stopped
+from sparring.cli.console import note, say, table
+from sparring.cli.settings import DATA, MANY, MODEL, RUN, SeedSettings
+from sparring.cli.train import CHECK, LEARN, Watch, epoch_row
+from sparring.cli.values import did_you_mean
+
+if TYPE_CHECKING:
+    from sparring.data import LabelledTexts
+    from sparring.text import TextClassifier
+    from sparring.training import FitResult, Strategy
+
+STRATEGY = Parameter(group=Group("Strategy", sort_key=4))
+TAKES = {
+    "standard": ("Standard", ()),
+    "adversarial": ("TextAdversarial", ("eps", "weight")),
+    "vat": ("TextVAT", ("eps", "weight")),
+    "both": ("TextAdversarial", ("eps", "weight")),
+    "fgm": ("FGM", ("eps",)),
+    "freelb": ("FreeLB", ("eps", "steps", "step_size")),
+    "smart": ("SMART", ("weight", "steps", "step_size")),
+}
+"""The class behind a name, and which options are its own."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TextTrainSettings(SeedSettings):
+    """Settings of ``sparring train --task text``."""
+
+    task: Annotated[Literal["text", "images"], DATA] = "text"
+    """text: these options; images: see sparring train --help."""
+    data: Annotated[str, DATA] = "sms-spam"
+    """A .csv or .tsv table, or a name: sms-spam, rotten-tomatoes, sst2, imdb, imdb-sample, ag-news."""
+    text_column: Annotated[str | None, DATA] = None
+    """The table's column of texts, by name or number from 0; left out, it is found."""
+    label_column: Annotated[str | None, DATA] = None
+    """The table's column of labels; left out, it is found."""
+    encoding: Annotated[str, DATA] = "utf-8"
+    """Of the table."""
+    skip_bad: Annotated[bool, DATA] = False
+    """Leave out rows without a text or a label, and name them, instead of stopping."""
+    unlabelled: Annotated[str | None, DATA] = None
+    """Texts to learn from without their labels (vat, both, --pretrain), in the forms of --data, or one text a line (.txt)."""
+    model: Annotated[str, MODEL] = "lstm"
+    """lstm, or a folder of a Hugging Face model."""
+    model_args: Annotated[list[str], MODEL, MANY] = field(default_factory=list)
+    """Of lstm: embedding=64 hidden=64 dense=30 dropout=0.5 pooling=mean"""
+    vocabulary: Annotated[int, MODEL] = 20_000
+    """Of lstm: at most so many words, the most frequent ones, that occur twice or more."""
+    max_length: Annotated[int | None, MODEL] = None
+    """Longer texts are cut to so many tokens; left out: 400, or what the model takes."""
+    pretrain: Annotated[int, LEARN] = 0
+    """First so many epochs as a language model of all the texts (lstm)."""
+    strategy: Annotated[str, STRATEGY] = "adversarial"
+    """standard, adversarial (Miyato), vat, both, fgm, freelb, smart (docs/text.md)."""
+    eps: Annotated[float | None, STRATEGY] = None
+    """L2 length of a perturbation, over all word vectors of a text (fgm: of the matrix); left out: 5/16 of a word vector's
+    length, which is Miyato's 5 for vectors of 256 normalised numbers."""
+    weight: Annotated[float | None, STRATEGY] = None
+    """Of the term that the strategy adds."""
+    steps: Annotated[int | None, STRATEGY] = None
+    """freelb, smart: ascent steps a batch."""
+    step_size: Annotated[float | None, STRATEGY] = None
+    """freelb, smart: length of one."""
+    ema: Annotated[float | None, STRATEGY] = None
+    """Average the weights exponentially, with this decay, such as 0.998; the averages are validated and kept."""
+    epochs: Annotated[int, LEARN] = 10
+    """How often each text is learned from."""
+    batch_size: Annotated[int, LEARN] = 64
+    """Texts a batch."""
+    lr: Annotated[float | None, LEARN] = None
+    """Highest rate of Adam; left out: 0.005 for lstm, 0.00003 else."""
+    weight_decay: Annotated[float, LEARN] = 0.0
+    """Pull of the weights towards zero."""
+    max_grad_norm: Annotated[float, LEARN] = 1.0
+    """Clip the gradients of all weights together to this L2 norm."""
+    precision: Annotated[Literal["bf16", "fp16"] | None, LEARN] = None
+    """Mixed precision; fp16 needs CUDA."""
+    validation: Annotated[str | None, CHECK] = None
+    """A table to validate on; left out: a named data set's validation part, else a tenth of the texts; none: no validation."""
+    out: Annotated[Path | None, RUN] = None
+    """Folder of the classifier, history and checkpoint; a training that was stopped goes on there.
+    Left out: sparring-train/MODEL-DATA-STRATEGY."""
+    fresh: Annotated[bool, RUN] = False
+    """Start anew, whatever the folder holds."""
+    save_every: Annotated[float, RUN] = 60.0
+    """Seconds between two checkpoints within an epoch."""
+    time_limit: Annotated[float | None, RUN] = None
+    """Stop after so many seconds, and save."""
+    quiet: Annotated[bool, RUN] = False
+    """No progress bar."""
+
+
+DEFAULT = TextTrainSettings()
+
+
+def train_text(settings: TextTrainSettings = DEFAULT) -> Outcome:
+    """Train a classifier of texts; what is kept is a folder that TextClassifier.load reads."""
+    _check(settings)
+    import torch
+
+    from sparring import data
+    from sparring.training import fit
+    from sparring.training.history import Bar
+
+    columns: dict[str, Any] = {"encoding": settings.encoding, "skip_bad": settings.skip_bad}
+    columns |= {"text_column": settings.text_column, "label_column": settings.label_column}
+    texts = data.open_texts(settings.data, "train", **columns)
+    if texts.skipped:
+        more = f" (and {len(texts.skipped) - 1} more)" if len(texts.skipped) > 1 else ""
+        note(f"left out: {texts.skipped[0]}{more}")
+    held: Any = None
+    if settings.validation not in (None, "none"):
+        held = data.open_texts(settings.validation, "validation", **columns, classes=texts.classes)
+    elif settings.validation is None and settings.data in data.TEXT_NAMES:
+        held = data.open_texts(settings.data, "validation")
+    others = [] if settings.unlabelled is None else _unlabelled(settings, columns)
+    device = models.pick_device(settings.device)
+    torch.manual_seed(settings.seed)
+    classifier = _classifier(settings, texts, [*texts.texts, *others]).to(device)
+    _tell_unknown(classifier, held if held is not None else texts)
+    out = settings.out or Path("sparring-train") / _slug(settings)
+    strategy = build(settings, classifier)
+    watch = Watch()
+    learned = classifier.tensors(texts.texts, texts.labels)
+    given: dict[str, Any] = {"validation": settings.validation != "none" and None}
+    if held is not None:
+        given["validation"] = classifier.tensors(held.texts, held.labels)
+    if others and strategy.takes_unlabelled:
+        both = classifier.encode([*texts.texts, *others]).ids.cpu()  # in the paper the labelled texts are among them
+        given |= {"unlabelled": both, "unlabelled_batch_size": settings.batch_size}
+    names = ("epochs", "batch_size", "weight_decay", "max_grad_norm", "precision", "save_every", "time_limit", "seed")
+    with Bar() as show:
+        try:
+            shown = watch.then(None if settings.quiet else show)
+            if settings.pretrain:
+                _pretrain(settings, classifier, [*texts.texts, *others], out, shown)
+            result = fit(
+                classifier, learned, strategy, optimizer="adamw" if settings.weight_decay else "adam",
+                lr=settings.lr or (5e-3 if settings.model == "lstm" else 3e-5), validation_samples=None, health=False, out=out,
+                resume=not settings.fresh, progress=shown, **given, **{name: getattr(settings, name) for name in names},
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            raise Stopped(f"{watch.text()} is kept in {out}; the same command goes on from there") from None
+    return _tell(settings, classifier, result, out, watch.last is None)
+
+
+def _check(settings: TextTrainSettings) -> None:
+    if settings.strategy not in TAKES:
+        hint = did_you_mean(settings.strategy, TAKES) or f" Known: {', '.join(TAKES)}"
+        raise ValueError(f"--strategy {settings.strategy!r}: no such strategy for texts.{hint}")
+    takes = TAKES[settings.strategy][1]
+    for name in ("eps", "weight", "steps", "step_size"):
+        if getattr(settings, name) is not None and name not in takes:
+            takers = ", ".join(other for other, (_, options) in TAKES.items() if name in options)
+            raise ValueError(f"--{name.replace('_', '-')} is no setting of {settings.strategy}, but of {takers}")
+    if settings.model != "lstm" and not Path(settings.model).expanduser().is_dir():
+        raise ValueError(f"--model {settings.model!r}: expected lstm, or the folder of a Hugging Face model")
+    if settings.model != "lstm" and (settings.pretrain or settings.model_args):
+        raise ValueError("--pretrain and --model-args are for lstm: a Hugging Face model brings its own")
+    if settings.pretrain < 0:
+        raise ValueError(f"--pretrain {settings.pretrain}: expected a number of epochs, 0 or more")
+
+
+def build(settings: TextTrainSettings, classifier: "TextClassifier") -> "Strategy":
+    """The strategy, with what stands round it."""
+    import sparring
+    from sparring.training import EMA, Part, VirtualAdversarial
+
+    name, takes = TAKES[settings.strategy]
+    options = {each: value for each in takes if (value := getattr(settings, each)) is not None}
+    size = settings.eps or float(f"{5 / 16 * _length(classifier):.3g}")
+    if settings.strategy in ("adversarial", "vat", "both"):
+        options["eps"] = size
+    made: Strategy = getattr(sparring, name)(**options, seed=settings.seed)
+    parts: list[Part] = [VirtualAdversarial(size, xi=0.1)] if settings.strategy == "both" else []
+    parts += [] if settings.ema is None else [EMA(settings.ema)]
+    return made.with_(*parts) if parts else made
+
+
+def _length(classifier: "TextClassifier") -> float:
+    """Of a word vector, the root mean square over the vocabulary (in which every word counts the same)."""
+    import torch
+
+    embedding = classifier.embedding
+    with torch.no_grad():
+        vectors = embedding(torch.arange(classifier.tokens.size, device=classifier.device))
+    return float(vectors.square().sum(1).mean().sqrt())
+
+
+def _classifier(settings: TextTrainSettings, texts: "LabelledTexts", known: list[str]) -> "TextClassifier":
+    from sparring import zoo
+    from sparring.text import TextClassifier, build_tokenizer
+
+    if settings.model != "lstm":
+        return TextClassifier.pretrained(settings.model, texts.classes, max_length=settings.max_length)
+    tokenizer = build_tokenizer(known, settings.vocabulary, min_count=2)
+    args = {"embedding": 64, "hidden": 64, "pooling": "mean", **models.parse_arguments(settings.model_args)}
+    network = zoo.build(
+        "lstm", seed=settings.seed, vocabulary=tokenizer.get_vocab_size(), classes=len(texts.classes), **args
+    )
+    made = TextClassifier(network, tokenizer, texts.classes, max_length=settings.max_length)
+    made.normalize_embedding(known)
+    return made
+
+
+def _tell_unknown(classifier: "TextClassifier", texts: "LabelledTexts") -> None:
+    """Say how much of what it will be tried on it can't read."""
+    unknown = classifier.tokens.unknown_id
+    if unknown is None:
+        return
+    x = classifier.encode(texts.texts)
+    share = float((x.words & (x.ids == unknown)).sum() / x.words.sum().clamp_min(1))
+    if share > 0.05:
+        note(f"{share:.0%} of the words of {texts.name} are not in the vocabulary: they all read as [UNK]")
+
+
+def _unlabelled(settings: TextTrainSettings, columns: dict[str, Any]) -> list[str]:
+    from sparring import data
+
+    assert settings.unlabelled is not None
+    path = Path(settings.unlabelled).expanduser()
+    if settings.unlabelled in data.TEXT_NAMES or path.suffix != ".txt":
+        return data.open_texts(settings.unlabelled, "train", **columns).texts
+    if not path.is_file():
+        raise FileNotFoundError(f"--unlabelled {path}: no such file")
+    try:
+        lines = path.read_text(settings.encoding).splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"--unlabelled {path} is no {settings.encoding}: say which encoding it has (--encoding)"
+        ) from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _pretrain(
+    settings: TextTrainSettings, classifier: "TextClassifier", texts: list[str], out: Path, show: Any
+) -> None:
+    """As a language model, unless the classifier's own training has begun."""
+    from sparring.training.language import pretrain
+
+    if (out / "state.pt").exists() and not settings.fresh:
+        return
+    say(f"Pre-training as a language model of {len(texts):,} texts:")
+    result = pretrain(
+        classifier, texts, epochs=settings.pretrain, lr=2e-3, seed=settings.seed, out=out / "language", progress=show,
+        resume=not settings.fresh, save_every=settings.save_every,
+    )  # fmt: skip
+    say(f"It foretells {result.history[-1].accuracy or 0:.1%} of the next words. Now the classes:")
+
+
+def _tell(
+    settings: TextTrainSettings, classifier: "TextClassifier", result: "FitResult", out: Path, old: bool
+) -> Outcome:
+    if old:
+        note(f"{out} already holds this training, finished: nothing was learned again (--fresh starts anew)")
+    if result.history:
+        rows = {"best": result.best, "last": result.history[-1]}
+        table([epoch_row(name, epoch) for name, epoch in rows.items() if epoch is not None])
+    if result.best_weights is not None:
+        result.load_best(classifier)
+    classifier.save(out)
+    seconds = sum(epoch.seconds for epoch in result.history)
+    say(
+        f"{seconds:.0f} s of training. The classifier ({'best' if result.best else 'last'} epoch), history and log: {out}"
+    )
+    if not result.finished:
+        say("Time ran out: the same command goes on from there (with another --time-limit, or without).", style="bold")
+    return Outcome(
+        {"settings": settings.document(), **result.to_json(), "classes": classifier.classes, "folder": str(out)}
+    )
+
+
+def _slug(settings: TextTrainSettings) -> str:
+    last = [re.split(r"[/:\\]", part.rstrip("/\\"))[-1] for part in (settings.model, settings.data)]
+    return re.sub(r"[^\w.]+", "-", "-".join([*last, settings.strategy]).lower()).strip("-.")
