@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sparring.evaluation import Progress
+
 
 def speaks() -> bool:
     """Whether results are this process's to tell: of those that torchrun has started, the first one's."""
@@ -118,3 +120,22 @@ def heading(number: str, title: str) -> None:
     console = out()
     console.print()
     console.print(f"[bold cyan]{number}[/]  [bold]{title}[/]", soft_wrap=True)
+
+
+class Watch:
+    """Remembers the last progress, for the line after Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.last: Progress | None = None
+
+    def then(self, show: Any) -> Any:
+        def both(now: Progress) -> None:
+            if self.last is None and now.resumed:
+                note(f"{now.resumed} samples were done by an earlier start: going on from there")
+            self.last = now
+            show(now)
+
+        return both
+
+    def text(self) -> str:
+        return "no sample yet" if self.last is None else f"{self.last.done} of {self.last.total or '?'} samples"

@@ -9,30 +9,32 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from sparring.cli import models, recipes
+from sparring.cli import models, recipes, texts
 from sparring.cli.app import Outcome, Stopped
-from sparring.cli.console import note, say, speaks
+from sparring.cli.console import Watch, note, say, speaks
 from sparring.cli.settings import (
     MANY,
     RUN,
+    TEXT,
     THREAT,
     DataSettings,
     SeedSettings,
     SubjectSettings,
+    TextSettings,
 )
 from sparring.cli.values import Number, did_you_mean
 from sparring.cli.verdict import VerdictSettings, accuracies, conclude, limit_of
 
 if TYPE_CHECKING:
     from sparring.data import LabelledImages
-    from sparring.evaluation import Estimate, EvaluationResult, Progress
+    from sparring.evaluation import Estimate, EvaluationResult
 
 EPS = {"linf": "8/255", "l2": "0.5", "l1": "12"}
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(SeedSettings, SubjectSettings, VerdictSettings):
+class EvaluateSettings(SeedSettings, TextSettings, SubjectSettings, VerdictSettings):
     """Settings of ``sparring evaluate``."""
 
     norm: Annotated[Literal["linf", "l2", "l1", "l0"], THREAT] = "linf"
@@ -40,7 +42,14 @@ class EvaluateSettings(SeedSettings, SubjectSettings, VerdictSettings):
     eps: Annotated[Number | None, THREAT] = None
     """Largest change, for images in [0, 1]; left out: 8/255 for linf, 0.5 for l2, 12 for l1. l0 has none: give one."""
     attacks: Annotated[list[str], MANY, THREAT] = field(default_factory=lambda: ["adaptive"])
-    """adaptive, or attacks in the order to run: pgd fgsm pgd:steps=100,restarts=5,objective=margin"""
+    """adaptive, or attacks in the order to run: pgd fgsm pgd:steps=100,restarts=5,objective=margin; of texts words, the
+    default, and embeddings: words:max_changed=0.4,queries=500 embeddings:eps=5"""
+    synonyms: Annotated[list[str], MANY, TEXT] = field(default_factory=list)
+    """Where words take theirs from: a file of pairs or JSON {word: [synonyms]}, ppdb (in $SPARRING_DATA), or wordnet."""
+    tagger: Annotated[Literal["pattern", "wordnet"] | None, TEXT] = None
+    """What tells parts of speech, which a synonym must share; left out, they are not checked."""
+    encoder: Annotated[str | None, TEXT] = None
+    """What tells how alike two sentences are: minilm, or the folder of a Hugging Face encoder; left out, it is not checked."""
     access: Annotated[Literal["gradients", "scores", "decisions"], THREAT] = "gradients"
     """What may be asked of the model: without gradients Square attacks by scores, HopSkipJump by decisions."""
     query_budget: Annotated[int | None, THREAT] = None
@@ -76,6 +85,8 @@ def evaluate(settings: EvaluateSettings) -> Outcome:
 
     limit_of(settings)
     _shard(settings)
+    if settings.task == "text":
+        return texts.evaluate(settings)
     if settings.norm == "l0" and (settings.eps is None or settings.attacks == ["adaptive"]):
         raise ValueError(
             "--norm l0 has no default eps, and the adaptive attacks no form for it: give how many values may change, and "
@@ -159,7 +170,7 @@ def run(
         note(line)
     if settings.dry_run:
         return Outcome()
-    watch = _Watch()
+    watch = Watch()
     try:
         with evaluation.progress.Bar() as show:
             result = evaluation.evaluate(
@@ -207,25 +218,6 @@ def _share(cost: "Estimate", shard: tuple[int, int] | None) -> "Estimate":
 
     number, of = (0, processes()) if shard is None else shard
     return cost if cost.samples is None else replace(cost, samples=len(range(number, cost.samples, of)))
-
-
-class _Watch:
-    """Remembers the last progress, for the line after Ctrl-C."""
-
-    def __init__(self) -> None:
-        self.last: Progress | None = None
-
-    def then(self, show: Any) -> Any:
-        def both(now: "Progress") -> None:
-            if self.last is None and now.resumed:
-                note(f"{now.resumed} samples were done by an earlier start: going on from there")
-            self.last = now
-            show(now)
-
-        return both
-
-    def text(self) -> str:
-        return "no sample yet" if self.last is None else f"{self.last.done} of {self.last.total or '?'} samples"
 
 
 def _earlier(out: Path, images: "LabelledImages") -> "EvaluationResult | None":

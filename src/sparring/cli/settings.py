@@ -14,6 +14,7 @@ EVERY = Parameter(group=Group("Every command", sort_key=9))
 MODEL = Parameter(group=Group("Model", sort_key=1))
 DATA = Parameter(group=Group("Data", sort_key=2))
 THREAT = Parameter(group=Group("Threat", sort_key=3))
+TEXT = Parameter(group=Group("Texts", sort_key=4))
 RUN = Parameter(group=Group("Run", sort_key=5))
 
 MANY = Parameter(consume_multiple=True)
@@ -73,6 +74,22 @@ class DataSettings(Settings):
     """Side in pixels to which images of a folder are resized."""
     skip_bad: Annotated[bool, DATA] = False
     """Skip images that cannot be read, and name them, instead of stopping."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TextSettings(Settings):
+    """Texts instead of images."""
+
+    task: Annotated[Literal["images", "text"], TEXT] = "images"
+    """text: --data is a .csv or .tsv with a column of texts and one of labels, or sms-spam, rotten-tomatoes, sst2, imdb,
+    ag-news; --model is a folder of a text classifier."""
+    text_column: Annotated[str | None, TEXT] = None
+    """Column of the texts, by name or number; left out, it is found."""
+    label_column: Annotated[str | None, TEXT] = None
+    """Column of the labels."""
+    encoding: Annotated[str, TEXT] = "utf-8"
+    """Of the table: utf-8, latin-1, cp1252, ..."""
 
 
 @Parameter(name="*")

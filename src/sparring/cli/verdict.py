@@ -73,14 +73,11 @@ def accuracies(result: "EvaluationResult") -> None:
     )
 
 
-def tell(result: "EvaluationResult", out: Path) -> None:
-    """The verdict: a small table, a sentence that says what the number is, and where the report lies."""
+def _one_after_the_other(result: "EvaluationResult") -> list[dict[str, object]]:
+    """What each attack does to the samples that those before it leave; without those that no sample came to."""
     from sparring.evaluation.labels import labels
-    from sparring.evaluation.warnings import loose_curve
 
-    robust, threat = result.robust_accuracy, result.document["threat"]
-    accuracies(result)
-    rows = [
+    return [
         {
             "attack": label,
             "tried on": row["attacked"],
@@ -92,14 +89,47 @@ def tell(result: "EvaluationResult", out: Path) -> None:
         for label, row in zip(labels(result.attacks), result.attacks, strict=True)
         if row["attacked"] or len(result.attacks) == 1
     ]
+
+
+def _each_alone(result: "EvaluationResult") -> list[dict[str, object]]:
+    """What each attack on texts does, whatever the others do."""
+    from sparring.evaluation.labels import labels
+
+    return [
+        {
+            "attack": label,
+            "tried on": row["attacked"],
+            "fooled": row["alone"]["fooled"],
+            "robust under it": f"{row['alone']['robust_accuracy']['value']:.1%}",
+            "words changed": None if row["alone"]["changed"] is None else f"{row['alone']['changed']:.1%}",
+            "queries a text": f"{row['alone']['queries']:.0f}",
+            "seconds": row["seconds"],
+        }
+        for label, row in zip(labels(result.attacks), result.attacks, strict=True)
+    ]
+
+
+def tell(result: "EvaluationResult", out: Path) -> None:
+    """The verdict: a small table, a sentence that says what the number is, and where the report lies."""
+    from sparring.evaluation.warnings import loose_curve
+
+    robust, threat = result.robust_accuracy, result.document["threat"]
+    accuracies(result)
+    texts = result.document.get("task") == "text"
+    rows = _each_alone(result) if texts else _one_after_the_other(result)
     if rows:
         table(rows)
     left_out = len(result.attacks) - len(rows)
-    if left_out:
+    if left_out and not texts:
         say(f"Not shown: {left_out} attack{'' if left_out == 1 else 's'} that no sample came to.", style="dim")
+    changes = (
+        f"changes of {threat['eps_typed']}"
+        if texts
+        else f"{NORM_NAMES[threat['norm']]} changes up to {threat['eps_typed']}"
+    )
     say(
-        f"At most {robust.value:.1%} of {robust.total} samples withstand {NORM_NAMES[threat['norm']]} changes up to "
-        f"{threat['eps_typed']}: an upper bound, since a stronger attack can only lower it.",
+        f"At most {robust.value:.1%} of {robust.total} {'texts' if texts else 'samples'} withstand {changes}: an upper bound, "
+        "since a stronger attack can only lower it.",
         style="bold",
     )
     if not result.finished:

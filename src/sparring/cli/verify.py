@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from sparring.cli import models
+from sparring.cli import models, texts
 from sparring.cli.app import DONE, FAILED, Outcome
 from sparring.cli.console import note, say, waiting
 from sparring.cli.settings import DATA, MODEL, RUN, ModelSettings, SeedSettings
@@ -49,7 +49,7 @@ def verify(settings: VerifySettings) -> Outcome:
     from sparring.evaluation import verify as check
 
     document = load_result(settings.folder).document
-    model_settings = _recorded_model(settings, document)
+    device = models.pick_device(settings.device)
     spec: Any = settings.data or document["data"]["spec"]
     if settings.data == "none":
         spec = None
@@ -57,14 +57,19 @@ def verify(settings: VerifySettings) -> Outcome:
         note(
             "the folder does not say how to open the data: only the saved examples are checked; --data checks the rest"
         )
-    images = None if spec is None else data.open(spec)
-    device = models.pick_device(settings.device)
-    model = models.load(model_settings, device)
+    samples: Any
+    if document.get("task") == "text":
+        model, samples = texts.recorded(settings.model, spec, document)
+        model = model.to(device)
+    else:
+        model_settings = _recorded_model(settings, document)
+        samples = None if spec is None else data.open(spec)
+        model = models.load(model_settings, device)
     with waiting(f"verifying {settings.folder}"):
         found = check(
             settings.folder,
             model,
-            images,
+            samples,
             samples=settings.samples,
             seed=settings.seed,
             batch_size=settings.batch_size,

@@ -23,11 +23,12 @@ def _described(name: str, settings: Mapping[str, Any]) -> str:
     parts = [
         name,
         f"{settings['steps']} steps" if "steps" in settings else None,
-        f"{settings['queries']:,} queries" if "queries" in settings else None,
+        f"{settings['queries']:,} queries" if settings.get("queries") else None,
         f"{restarts} restarts" if restarts > 1 else None,
         f"rival{'s' if rivals > 1 else ''} {first + 1}{f' to {first + rivals}' if rivals > 1 else ''}"
         if rivals
         else None,
+        f"by {settings['rank']}" if "rank" in settings else None,
         settings.get("objective"),
         f"towards {settings['targets']}" if settings.get("targets") else None,
         "from the best point so far" if settings.get("start") == "given" else None,

@@ -35,7 +35,7 @@ def describe_threat(attacks: list[TextAttack]) -> dict[str, Any]:
     the largest perturbation of its embeddings."""
     words = [getattr(attack, "max_changed", 1.0) for attack in attacks if attack.substitutes]
     lengths = [attack.eps for attack in attacks if isinstance(attack, EmbeddingPGD)]
-    said = [f"{max(words):.3g} of the words"] if words else []
+    said = [f"{100 * max(words):.3g}% of the words"] if words else []
     said += [f"L2 {max(lengths):.4g} in the embeddings"] if lengths else []
     return {
         "norm": "words" if words else "embeddings",
