@@ -11,7 +11,8 @@ A cell is SCALE/MOMENTUM/MODE, with options, as in 64th/0.01/inference or 64th/0
 SCALE     right: (x − .498)/.502 as in pretraining; 4th, 16th, 64th, 128th: x/4, …; or lenet, alexnet, vgg: no BatchNorm at all.
 MODE      clean: no adversarial term. inference: the attack and the adversarial forward use running statistics, the clean forward
           batch ones (the recipe that failed). eval: only the attack uses running statistics. batch: none does. auto: the default.
-Options   batch=16, lr=0.001, recalibrated (statistics are taken from the training mixture before the first batch).
+Options   batch=16, lr=0.001, recalibrated (statistics are taken from the training mixture before the first batch), keras (the
+          same network and weights as a Keras 3 model, `sparring[keras]`).
 
 Needs `$SPARRING_DATA/gtsrb32`: 5,000 + 5,000 signs. One line of JSON a few hundred samples; a run that was stopped goes on at
 the first cell that is not complete.
@@ -157,7 +158,12 @@ class Cell:
         what, momentum, *_ = self.name.split("/")
         torch.manual_seed(self.seed)
         if what in (*SCALES, "right"):
-            return Signs(SCALES.get(what), float(momentum), self.seed)
+            signs = Signs(SCALES.get(what), float(momentum), self.seed)
+            if "keras" not in self.option:
+                return signs
+            from keras_signs import build
+
+            return build(signs, SIDE, float(momentum))
         return {"lenet": lambda: zoo.build("lenet5", self.seed, in_channels=3, size=32, classes=CLASSES),
                 "alexnet": alexnet, "vgg": vgg}[what]()  # fmt: skip
 
