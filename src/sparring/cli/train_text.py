@@ -181,23 +181,13 @@ def build(settings: TextTrainSettings, classifier: "TextClassifier") -> "Strateg
 
     name, takes = TAKES[settings.strategy]
     options = {each: value for each in takes if (value := getattr(settings, each)) is not None}
-    size = settings.eps or float(f"{5 / 16 * _length(classifier):.3g}")
+    size = settings.eps or float(f"{5 / 16 * classifier.vector_length():.3g}")
     if settings.strategy in ("adversarial", "vat", "both"):
         options["eps"] = size
     made: Strategy = getattr(sparring, name)(**options, seed=settings.seed)
     parts: list[Part] = [VirtualAdversarial(size, xi=0.1)] if settings.strategy == "both" else []
     parts += [] if settings.ema is None else [EMA(settings.ema)]
     return made.with_(*parts) if parts else made
-
-
-def _length(classifier: "TextClassifier") -> float:
-    """Of a word vector, the root mean square over the vocabulary (in which every word counts the same)."""
-    import torch
-
-    embedding = classifier.embedding
-    with torch.no_grad():
-        vectors = embedding(torch.arange(classifier.tokens.size, device=classifier.device))
-    return float(vectors.square().sum(1).mean().sqrt())
 
 
 def _classifier(settings: TextTrainSettings, texts: "LabelledTexts", known: list[str]) -> "TextClassifier":

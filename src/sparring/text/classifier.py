@@ -125,6 +125,12 @@ class TextClassifier(nn.Module):
         install(self.model, count_tokens(rows, self.embedding.num_embeddings))
         self._told = (None,)
 
+    @torch.no_grad()
+    def vector_length(self) -> float:
+        """L2 length of a word vector, the root mean square over the vocabulary: what sizes of perturbations compare with."""
+        vectors = self.embedding(torch.arange(self.tokens.size, device=self.device))
+        return float(vectors.double().square().sum(1).mean().sqrt())
+
     def logits(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
         """Logits (N, C) of texts, in evaluation mode and without a graph, on the CPU.
 
