@@ -1,10 +1,12 @@
-"""Where pictures go: to each of a Trainer's loggers, in the way that it shows pictures."""
+"""Where pictures and numbers go: to each of a Trainer's loggers, in the way that it shows pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 
 from sparring.inspection import style
@@ -32,6 +34,14 @@ def show(trainer: Any, name: str, figure: Figure, step: int) -> None:
             logger.experiment.log_image(logger.run_id, _picture(pixels), f"{name}-{step:07d}.png")
         else:
             style.save(figure, _folder(trainer, logger) / FOLDER / f"{name}-{step:07d}.png")
+
+
+def note(trainer: Any, numbers: Mapping[str, float]) -> None:
+    """Gives numbers to every logger, once, at this step. (`LightningModule.log` would give them again at every later one.)"""
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in numbers.items()})
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(numbers), step=int(trainer.global_step))
 
 
 def _picture(pixels: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from sparring.inspection.bars import layer_bars
-from sparring.lightning.callbacks.boards import show
+from sparring.lightning.callbacks.boards import note, show
 from sparring.lightning.callbacks.watching import EpochWatcher, Get
 from sparring.training.batchnorm import layers
 from sparring.training.drift import Buffers, Drift
@@ -65,9 +65,8 @@ class BatchNormDrift(EpochWatcher):
             return
         self._drift.add(self._before)
         if (batch_idx + 1) % self.interval == 0:
-            shift, stretch = (values.max() for values in self._drift.by_layer())
-            numbers = {"batchnorm_shift": shift.float(), "batchnorm_stretch": stretch.float()}
-            pl_module.log_dict(numbers, on_step=True, on_epoch=False)
+            shift, stretch = (float(values.max()) for values in self._drift.by_layer())
+            note(trainer, {"batchnorm_shift": shift, "batchnorm_stretch": stretch})
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_epoch_end(trainer, pl_module)

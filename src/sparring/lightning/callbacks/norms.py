@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparring.borrow import borrow
+from sparring.lightning.callbacks.boards import note
 from sparring.lightning.callbacks.watching import EpochWatcher, Get
 from sparring.lightning.measuring import precision, undisturbed
 from sparring.objective import cross_entropy
@@ -56,7 +57,7 @@ class GradientNorms(EpochWatcher):
         numbers = {"gradient_norm": torch.stack([norm.cpu() for norm in norms.values()]).norm()}
         if self.layers:
             numbers |= {f"gradient_norm/{name}": norm for name, norm in norms.items()}
-        pl_module.log_dict({name: value.float() for name, value in numbers.items()}, on_step=True, on_epoch=False)
+        note(trainer, {name: float(value) for name, value in numbers.items()})
 
     def look(self, stage: str, trainer: Any, pl_module: Any, x: Tensor, y: Tensor) -> Mapping[str, float]:
         with undisturbed(x), borrow(self.logits(pl_module), precision(trainer)) as borrowed:
