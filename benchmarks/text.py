@@ -125,7 +125,7 @@ def measure(job: dict[str, Any], attack: bool) -> dict[str, Any]:
 def jobs(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     names = list(strategies(1.0))
     if args.what == "search":
-        for share in (1 / 16, 5 / 32, 5 / 16, 5 / 8):
+        for share in (5 / 16, 5 / 8, 5 / 32, 1 / 16):
             for name in ("adversarial", "vat", "freelb"):
                 yield {"data": args.data[0], "model": args.models[0], "strategy": name, "seed": 100, "share": share}
         return

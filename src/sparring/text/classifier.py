@@ -222,7 +222,7 @@ class TextClassifier(nn.Module):
 
                 model, tokenizer = zoo.build(**network), None
                 if document["normalized"]:
-                    install(model, torch.ones(find_embedding(model).num_embeddings))  # the frequencies are in the file
+                    install(model, torch.ones(find_embedding(model).num_embeddings))  # the counts are in the file
                 model = zoo.load_weights(model, path / WEIGHTS)
             if document["tokenizer"] == "tokenizers":
                 tokenizer = needed("tokenizers").Tokenizer.from_file(str(path / FILE))

@@ -19,11 +19,11 @@ class FrequencyNormalizedEmbedding(nn.Embedding):
     counts: (num_embeddings,) how often each token stands in the training texts; ValueError where fewer than two do.
     """
 
-    frequencies: Tensor
+    counts: Tensor
 
     def __init__(self, num_embeddings: int, embedding_dim: int, counts: Tensor, padding_idx: int | None = None) -> None:
         super().__init__(num_embeddings, embedding_dim, padding_idx)
-        self.register_buffer("frequencies", torch.zeros(num_embeddings))
+        self.register_buffer("counts", torch.zeros(num_embeddings))
         self.count(counts)
 
     def count(self, counts: Tensor) -> None:
@@ -37,21 +37,22 @@ class FrequencyNormalizedEmbedding(nn.Embedding):
             counts[self.padding_idx] = 0
         if int((counts > 0).sum()) < 2:
             raise ValueError("counts: fewer than two tokens occur, so their vectors have no variance")
-        self.frequencies = (counts / counts.sum()).to(self.weight.dtype)
+        self.counts = counts.to(self.weight.dtype)
 
     @classmethod
     def of(cls, embedding: nn.Embedding, counts: Tensor) -> FrequencyNormalizedEmbedding:
         """One with the weights of an ordinary layer. (Its vectors are others: a network trained on those must learn anew.)"""
         made = cls(embedding.num_embeddings, embedding.embedding_dim, counts, embedding.padding_idx)
         made.to(embedding.weight.device, embedding.weight.dtype).load_state_dict(
-            {"weight": embedding.weight, "frequencies": made.frequencies}
+            {"weight": embedding.weight, "counts": made.counts}
         )
         return made
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """E[e] and √Var[e], (D,) each, of the weights as they are."""
-        mean = self.frequencies @ self.weight
-        spread = self.frequencies @ (self.weight - mean).square()
+        share = self.counts / self.counts.sum()
+        mean = share @ self.weight
+        spread = share @ (self.weight - mean).square()
         return mean, spread.clamp_min(torch.finfo(spread.dtype).tiny).sqrt()
 
     def forward(self, input: Tensor) -> Tensor:
