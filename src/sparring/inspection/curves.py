@@ -87,7 +87,7 @@ def accuracy_curves(
     for number, (name, curve) in enumerate(curves.items()):
         color, dashes = style.SERIES[number % len(style.SERIES)], style.DASHES[number % 4]
         ends.append(_band(axes, curve, color, dashes, name))
-    _eps_axis(axes, sorted({e for steps, _ in ends for e in steps}), norm, eps, eps_typed, crowded=True)
+    _eps_axis(axes, sorted({e for steps, _ in ends for e in steps}), norm, eps, eps_typed)
     axes.set_ylabel("accuracy, at most")
     style.title(axes, title)
     style.legend(axes)
@@ -111,24 +111,28 @@ def _band(
 
 
 def _eps_axis(
-    axes: Axes, steps: Sequence[float], norm: str, eps: float | None, eps_typed: str | None, *, crowded: bool
+    axes: Axes, steps: Sequence[float], norm: str, eps: float | None, eps_typed: str | None, crowded: bool | None = None
 ) -> None:
-    """Shares upwards, eps across; crowded: the label of eps goes to the foot of the panel."""
+    """Shares upwards, eps across; eps is told at the top, where that is crowded at the foot, or (None) in the legend."""
     last = max(steps[-1], eps or 0.0)
     if eps is not None:
-        axes.axvline(eps, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        label = eps_typed if eps_typed is not None and len(eps_typed) <= 24 else f"{eps:.4g}"
-        axes.annotate(
-            f"eps = {label}",
-            (eps, 0.0 if crowded else 1.0),
-            xytext=(-6 if eps > last / 2 else 6, 6 if crowded else -2),
-            textcoords="offset points",
-            ha="right" if eps > last / 2 else "left",
-            va="bottom" if crowded else "top",
-            color=style.MUTED,
-            fontsize=10,
-            parse_math=False,
+        typed = eps_typed if eps_typed is not None and len(eps_typed) <= 24 else f"{eps:.4g}"
+        label = f"eps = {typed}"
+        axes.axvline(
+            eps, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)), label=label if crowded is None else None
         )
+        if crowded is not None:
+            axes.annotate(
+                label,
+                (eps, 0.0 if crowded else 1.0),
+                xytext=(-6 if eps > last / 2 else 6, 6 if crowded else -2),
+                textcoords="offset points",
+                ha="right" if eps > last / 2 else "left",
+                va="bottom" if crowded else "top",
+                color=style.MUTED,
+                fontsize=10,
+                parse_math=False,
+            )
     axes.set_ylim(0, 1)
     axes.set_xlim(0 if steps[0] >= 0 else steps[0], last * 1.02 if last > 0 else 1.0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
