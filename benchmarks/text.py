@@ -37,7 +37,7 @@ from sparring.text.attacks import EmbeddingPGD, WordSubstitution
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTH = {"rotten-tomatoes": 60, "sst2": 60, "imdb-sample": 200}
-SHARE = 5 / 16  # eps over a word vector's length: Miyato's 5 for 256 normalised numbers
+SHARE = 1 / 16  # eps over a word vector's length (Miyato's is 5/16, behind pre-training; from scratch nothing is learned with it)
 FIT = {
     "lstm": {"epochs": 8, "lr": 1e-2, "batch_size": 64, "optimizer": "adam", "max_grad_norm": 1.0},
     "minilm": {"epochs": 3, "lr": 5e-5, "batch_size": 16, "optimizer": "adamw", "max_grad_norm": 1.0, "warmup": 0.3},
@@ -125,8 +125,9 @@ def measure(job: dict[str, Any], attack: bool) -> dict[str, Any]:
 def jobs(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     names = list(strategies(1.0))
     if args.what == "search":
-        for share in (5 / 16, 5 / 8, 5 / 32, 1 / 16):
-            for name in ("adversarial", "vat", "freelb"):
+        yield {"data": args.data[0], "model": args.models[0], "strategy": "base", "seed": 100, "share": 0.0625}
+        for share in (1 / 16, 1 / 8, 1 / 32):
+            for name in ("vat", "adversarial", "freelb"):
                 yield {"data": args.data[0], "model": args.models[0], "strategy": name, "seed": 100, "share": share}
         return
     for dataset in args.data:

@@ -66,8 +66,8 @@ class TextTrainSettings(SeedSettings):
     strategy: Annotated[str, STRATEGY] = "adversarial"
     """standard, adversarial (Miyato), vat, both, fgm, freelb, smart (docs/text.md)."""
     eps: Annotated[float | None, STRATEGY] = None
-    """L2 length of a perturbation, over all word vectors of a text (fgm: of the matrix); left out: 5/16 of a word vector's
-    length, which is Miyato's 5 for vectors of 256 normalised numbers."""
+    """L2 length of a perturbation, over all word vectors of a text (fgm: of the matrix); left out: 1/16 of a word vector's
+    length. (Miyato's 5, for vectors of 256 normalised numbers, is 5/16, behind pre-training.)"""
     weight: Annotated[float | None, STRATEGY] = None
     """Of the term that the strategy adds."""
     steps: Annotated[int | None, STRATEGY] = None
@@ -181,7 +181,7 @@ def build(settings: TextTrainSettings, classifier: "TextClassifier") -> "Strateg
 
     name, takes = TAKES[settings.strategy]
     options = {each: value for each in takes if (value := getattr(settings, each)) is not None}
-    size = settings.eps or float(f"{5 / 16 * classifier.vector_length():.3g}")
+    size = settings.eps or float(f"{1 / 16 * classifier.vector_length():.3g}")
     if settings.strategy in ("adversarial", "vat", "both"):
         options["eps"] = size
     made: Strategy = getattr(sparring, name)(**options, seed=settings.seed)

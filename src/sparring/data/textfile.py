@@ -42,7 +42,7 @@ def read_table(
     table = _rows(_decoded(path, encoding), path)
     if not table:
         raise TableError("it is empty")
-    header = _header(table[0], text_column, label_column)
+    header = _header(table, text_column, label_column)
     names = table[0] if header else None
     body = table[1:] if header else table
     if not body:
@@ -110,10 +110,14 @@ def _rows(content: str, path: Path) -> list[list[str]]:
     return [row for row in table if any(part.strip() for part in row)]
 
 
-def _header(first: Sequence[str], *told: str | None) -> bool:
-    names = [part.strip().lower() for part in first]
-    by_name = [name.lower() for name in told if name is not None and not name.isdigit()]
-    return bool(by_name) or any(name in TEXT_COLUMNS + LABEL_COLUMNS for name in names)
+def _header(table: Sequence[Sequence[str]], *told: str | None) -> bool:
+    """Whether the first row names the columns: with a name that was told, or a usual one that does not come again below it
+    (a label may well be called "spam")."""
+    if any(name is not None and not name.isdigit() for name in told):
+        return True
+    usual = TEXT_COLUMNS + LABEL_COLUMNS
+    named = [i for i, part in enumerate(table[0]) if part.strip().lower() in usual]
+    return any(all(i >= len(row) or row[i] != table[0][i] for row in table[1:]) for i in named)
 
 
 def _column(told: str | None, names: Sequence[str] | None, usual: Sequence[str], width: int, what: str) -> int | None:
