@@ -27,8 +27,8 @@ class Sample:
 class Attempt:
     """What became of one text.
 
-    success: the prediction is wrong. prediction: −1 where the logits were not finite. margin: the best other logit less the
-    label's. changed: the numbers of the words that differ, of `words` in all. similarity: to the original, from what the
+    success: the prediction is wrong. prediction: −1 where the logits were not finite. objective: what was maximised.
+    changed: the numbers of the words that differ, of `words` in all. similarity: to the original, from what the
     attack measures it by. norm: of what was added to the embeddings. forwards, backwards: what it cost.
     perturbation: (T, D), what was added to the vectors of the text's words.
     """
@@ -37,7 +37,7 @@ class Attempt:
     text: str
     success: bool
     prediction: int
-    margin: float
+    objective: float
     forwards: int
     backwards: int
     words: int
@@ -52,7 +52,8 @@ class AdversarialTexts:
     """What an attack on B texts returns.
 
     texts: the best found for each; of one that was not fooled, the one nearest to it. success: (B,) bool, the model's
-    prediction is wrong. prediction: (B,) int64. margin: (B,) best other logit − the label's, positive where it is fooled.
+    prediction is wrong. prediction: (B,) int64. objective: (B,) what was maximised; of substituted words the
+    margin, best other logit − the label's, positive where it is fooled.
     changed: for each text the numbers of the words that differ, counted from 0; words: (B,) how many it has.
     queries: (B,) forwards that each text cost; forwards, backwards: in all.
     similarity: (B,) float, by what `measure` says; NaN where the attack changes no words.
@@ -63,7 +64,7 @@ class AdversarialTexts:
     texts: list[str]
     success: Tensor
     prediction: Tensor
-    margin: Tensor
+    objective: Tensor
     changed: list[tuple[int, ...]]
     words: Tensor
     queries: Tensor
@@ -196,7 +197,7 @@ def _collected(attempts: list[Attempt], measure: str) -> AdversarialTexts:
         texts=[attempt.text for attempt in attempts],
         success=column("success", torch.bool),
         prediction=column("prediction", torch.int64),
-        margin=column("margin", torch.float64),
+        objective=column("objective", torch.float64),
         changed=[attempt.changed for attempt in attempts],
         words=column("words", torch.int64),
         queries=queries,

@@ -32,6 +32,8 @@ class PatternTagger:
         self._tag = tag
 
     def tags(self, words: Sequence[str]) -> list[frozenset[str]]:
+        if not words:
+            return []
         tagged = self._tag(" ".join(words), tokenize=False)
         return [frozenset({_COARSE.get(tag[:2], tag)}) for _, tag in tagged]
 

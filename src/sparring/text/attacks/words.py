@@ -39,7 +39,7 @@ class Words:
 
     >>> text = Words("It's a well-made film .")
     >>> text.words
-    ('It's', 'a', 'well-made', 'film')
+    ("It's", 'a', 'well-made', 'film')
     >>> text.replaced({3: "movie"})
     "It's a well-made movie ."
     >>> text.without(1)
