@@ -37,7 +37,9 @@ from sparring.text.attacks import EmbeddingPGD, WordSubstitution
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTH = {"rotten-tomatoes": 60, "sst2": 60, "imdb-sample": 200}
-SHARE = 1 / 16  # eps over a word vector's length (Miyato's is 5/16, behind pre-training; from scratch nothing is learned with it)
+SHARE = (
+    1 / 16
+)  # eps over a word vector's length (Miyato's is 5/16, behind pre-training; from scratch nothing is learned with it)
 FIT = {
     "lstm": {"epochs": 8, "lr": 1e-2, "batch_size": 64, "optimizer": "adam", "max_grad_norm": 1.0},
     "minilm": {"epochs": 3, "lr": 5e-5, "batch_size": 16, "optimizer": "adamw", "max_grad_norm": 1.0, "warmup": 0.3},
@@ -173,8 +175,10 @@ def table(args: argparse.Namespace) -> None:
             texts = rows[0]["forwards"] / max(base[0]["forwards"], 1) if 0 in base else float("nan")
             back = rows[0]["backwards"] / max(base[0]["backwards"], 1) if 0 in base else float("nan")
             columns = [_spread([100 * row[key] for row in rows]) for key in ("error", "embedding_error", "words_error")]
-            print(f"| {name} | {len(rows)} | {columns[0]} | {'–' if name == 'base' else _verdict(both)} | {columns[1]} | {columns[2]} | "
-                  f"{texts:.0f} + {back:.0f} |")  # fmt: skip
+            gain = "–" if name == "base" else _verdict(both)
+            print(
+                f"| {name} | {len(rows)} | {columns[0]} | {gain} | {columns[1]} | {columns[2]} | {texts:.0f} + {back:.0f} |"
+            )
 
 
 def _spread(values: list[float]) -> str:
