@@ -100,6 +100,7 @@ def test_with_a_strategy_the_statistics_are_the_mixtures() -> None:
         Free(THREAT, m=2),
         Mixed(sp.PGD(THREAT, steps=1)).with_(EMA(0.9)),
         Mixed(sp.PGD(THREAT, steps=1), bn="train"),
+        sp.GradAlign(THREAT),
     ],
 )
 def test_everything_else_is_as_before(strategy: Any) -> None:
@@ -129,6 +130,17 @@ def test_everything_else_is_as_before(strategy: Any) -> None:
         assert repr(strategy.state_dict()) == repr(state)
         assert bool(strategy.parts) == bool(state["parts"])
     assert not any(layer._forward_pre_hooks for layer in model.modules())
+
+
+@pytest.mark.parametrize("strategy", [sp.GradAlign(THREAT), sp.TRADES(THREAT, steps=1).with_(sp.AWP(0.1))])
+def test_forwards_that_nobody_learns_from_do_not_count(strategy: Any) -> None:
+    model, (x, y) = network(), samples(16)
+    learned, forward = [], strategy.forward
+    strategy.forward = lambda model, x, *rest: learned.append((x, strategy.is_aside)) or forward(model, x, *rest)
+    sp.recalibrate(model, (x, y), strategy)
+    counted = [x for x, aside in learned if not aside]
+    torch.testing.assert_close(model[0].running_mean, torch.cat(counted).mean((0, 2, 3)), rtol=1e-12, atol=1e-12)
+    assert int(model[0].num_batches_tracked) == len(counted)
 
 
 def test_a_model_in_eval_mode_is_taken_as_in_training_and_handed_back_in_eval_mode() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from sparring.evaluation.bar import EVERY, TerminalBar
 from sparring.evaluation.files import replacing
 from sparring.evaluation.statistics import Proportion
 
@@ -84,47 +83,30 @@ class Shared:
         self._show(Progress(**sums))
 
 
-class Bar:
+class Bar(TerminalBar[Progress]):
     """A rich progress bar on standard error; plain lines, one every ten seconds, where there is no terminal."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
 
-        self.console = Console(file=sys.stderr)
         self._last, self._shown = 0.0, 0
-        self._bar: RichProgress | None = None
-        if self.console.is_terminal:
-            columns = ("{task.description}", BarColumn(), "{task.completed}/{task.total}")
-            text = TextColumn("clean {task.fields[clean]}  robust ≤ {task.fields[robust]}  {task.fields[rate]}/s")
-            self._bar = RichProgress(*columns, text, TimeRemainingColumn(), console=self.console)
-            self._task = self._bar.add_task("evaluating", total=None, clean="–", robust="–", rate="–")
+        count = ("{task.description}", BarColumn(), "{task.completed}/{task.total}")
+        text = TextColumn("clean {task.fields[clean]}  robust ≤ {task.fields[robust]}  {task.fields[rate]}/s")
+        columns = (*count, text, TimeRemainingColumn())
+        super().__init__("evaluating", columns, None, False, clean="–", robust="–", rate="–")
 
-    def __enter__(self) -> Callable[[Progress], None]:
-        if self._bar is not None:
-            self._bar.start()
-        return self._show
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _show(self, now: Progress) -> None:
+    def show(self, now: Progress) -> None:
         fields: dict[str, Any] = {
             "clean": f"{now.clean_accuracy.value:.1%}" if now.met else "–",
             "robust": f"{now.robust_accuracy.value:.1%}" if now.met else "–",
             "rate": f"{now.samples_per_second:.1f}",
         }
-        if self._bar is not None:
-            self._bar.update(self._task, completed=now.done, total=now.total, **fields)
-        elif now.seconds - self._last >= 10 or (now.done == now.total and now.done > self._shown):
+        if self.bar is not None:
+            self.bar.update(self.task, completed=now.done, total=now.total, **fields)
+        elif now.seconds - self._last >= EVERY or (now.done == now.total and now.done > self._shown):
             self._last, self._shown = now.seconds, now.done
-            left = "" if now.seconds_left is None else f", {now.seconds_left:.0f} s left"
-            self.console.print(
+            self.line(
                 f"{now.done}/{now.total or '?'} samples, clean {fields['clean']}, robust ≤ {fields['robust']}, "
-                f"{fields['rate']} samples/s{left}",
-                highlight=False,
+                f"{fields['rate']} samples/s",
+                now.seconds_left,
             )

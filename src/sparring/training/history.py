@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from sparring.evaluation.bar import EVERY, TerminalBar
 from sparring.evaluation.files import replacing
-
-EVERY = 10.0  # seconds between lines where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -91,43 +88,25 @@ class Progress:
 Show = Callable[[Progress], None]
 
 
-class Bar:
+class Bar(TerminalBar[Progress]):
     """A rich progress bar on standard error; plain lines, one every ten seconds, where there is no terminal."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
 
-        self.console = Console(file=sys.stderr)
         self._last = time.monotonic()
-        self._bar: RichProgress | None = None
-        if self.console.is_terminal:
-            columns = ("training", BarColumn(bar_width=30), TextColumn("{task.percentage:3.0f}%"), TimeElapsedColumn())
-            text = TextColumn("[dim]{task.fields[text]}")
-            self._bar = RichProgress(*columns, TimeRemainingColumn(), text, console=self.console, transient=True)
-            self._task = self._bar.add_task("training", total=1.0, text="")
+        columns = ("training", BarColumn(bar_width=30), TextColumn("{task.percentage:3.0f}%"), TimeElapsedColumn())
+        text = TextColumn("[dim]{task.fields[text]}")
+        super().__init__("training", (*columns, TimeRemainingColumn(), text), 1.0, True, text="")
 
-    def __enter__(self) -> Show:
-        if self._bar is not None:
-            self._bar.start()
-        return self._show
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _show(self, now: Progress) -> None:
+    def show(self, now: Progress) -> None:
         if now.note is not None:
             self.console.print(now.note, highlight=False, markup=False, soft_wrap=True)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=now.fraction, text=now.text)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=now.fraction, text=now.text)
         elif time.monotonic() - self._last >= EVERY:
             self._last = time.monotonic()
-            left = "" if now.seconds_left is None else f", {now.seconds_left:.0f} s left"
-            self.console.print(f"{now.text}, {now.seconds:.0f} s{left}", highlight=False, soft_wrap=True)
+            self.line(f"{now.text}, {now.seconds:.0f} s", now.seconds_left, soft_wrap=True)
 
 
 def write_csv(path: Path, rows: Sequence[Epoch]) -> None:

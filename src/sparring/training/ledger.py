@@ -45,7 +45,7 @@ class Ledger:
 
     def add(self, loss: Loss, samples: int, epoch: int, batch: int) -> None:
         if loss.seen.right:  # others, such as YOPO's of the first layer, are no mean over samples
-            self._pending.append(("loss", loss.value.detach(), samples, epoch, batch))
+            self._pending.append(("loss", loss.value.detach() / loss.share, samples, epoch, batch))
         for name, (right, count) in loss.seen.right.items():
             if name in ("clean", "adversarial"):
                 self._pending.append((name, right, count, epoch, batch))

@@ -103,7 +103,7 @@ def recalibrate(model: nn.Module, data: Any, strategy: Strategy | None = None, b
         if split and strategy is not None:
             strategy.statistics.check(inner, torch.empty(2))  # now there are two branches, also in the state kept below
         sums = {name: {layer: Sums(layer) for layer in chosen} for name in (BRANCHES if split else BRANCHES[:1])}
-        with _listening(sums), _own_state(inner, strategy):
+        with _listening(sums, strategy), _own_state(inner, strategy):
             seen = 0
             for batch in islice(_batches(data, chosen[0]), batches):
                 _learn(inner, batch, strategy)
@@ -165,13 +165,14 @@ def _numbered(data: Any) -> Iterator[Batch]:
 
 
 @contextmanager
-def _listening(sums: dict[str, dict[_BatchNorm, Sums]]) -> Iterator[None]:
+def _listening(sums: dict[str, dict[_BatchNorm, Sums]], strategy: Strategy | None) -> Iterator[None]:
     """Sums up what goes into the layers whenever they would move their running statistics: in what is learned from."""
     own = {layer: layer.running_mean for layer in sums[BRANCHES[0]]}
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, _BatchNorm)
-        if layer.training and layer.track_running_stats:
+        aside = strategy is not None and strategy.is_aside
+        if layer.training and layer.track_running_stats and not aside:
             sums[BRANCHES[layer.running_mean is not own[layer]]][layer].add(inputs[0])
 
     with ExitStack() as stack:

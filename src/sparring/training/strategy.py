@@ -71,6 +71,8 @@ class Loss:
     backward: gradients found on the way are divided by it.
     """
 
+    share = 1.0  # of what it is a part of, where the batch's loss is a mean of several
+
     def __init__(self, compute: Callable[[Seen], Tensor], *, update: bool = True, owner: str = "model") -> None:
         self.compute, self.update, self.owner = compute, update, owner
         self.seen = Seen()
@@ -163,7 +165,7 @@ class Strategy:
         self.autocast: torch.dtype | None = None  # set by a loop that trains in mixed precision
         self.parts: tuple[Part, ...] = ()
         self.batches = 0
-        self._aside = False
+        self.is_aside = False
         self._classes: int | None = None
 
     @property
@@ -288,12 +290,12 @@ class Strategy:
     @contextmanager
     def aside(self, model: nn.Module) -> Iterator[None]:
         """Forwards in here, in the model's own modes, are learned from by nobody: buffers and the policy's view of them stay."""
-        self._aside = True
+        self.is_aside = True
         try:
             with safe_buffers(list(model.modules())):
                 yield
         finally:
-            self._aside = False
+            self.is_aside = False
 
     def crafted(self, model: nn.Module, batch: Batch, attack: Attack, start: Tensor | None = None) -> Tensor:
         """What the attack makes of these samples, (B, *S); start: (B, *S) where it begins, if not where it would itself."""
@@ -308,7 +310,7 @@ class Strategy:
     def forward(self, model: nn.Module, x: Tensor, y: Tensor, branch: str = "adversarial") -> Tensor:
         """Logits (B, C), in float32 or better, of the forward that is learned from: in the model's own modes, and the only one
         that moves its buffers."""
-        with self.precision(x), nullcontext() if self._aside else self.statistics.learning(model, branch):
+        with self.precision(x), nullcontext() if self.is_aside else self.statistics.learning(model, branch):
             logits: Tensor = model(x)
         if self._classes is None:
             self._classes = logits.shape[-1]

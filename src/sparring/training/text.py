@@ -165,7 +165,9 @@ class FreeLB(FromBackward):
                 shown.append(vectors)
                 return forwards.loss(logits) / self.steps
 
-            yield Loss(there, update=step + 1 == self.steps)
+            loss = Loss(there, update=step + 1 == self.steps)
+            loss.share = 1 / self.steps
+            yield loss
             if step + 1 < self.steps:
                 delta = delta.detach() + perturber.steepest(last(shown).gradient, words, self.step_size)
                 if self.eps is not None:
