@@ -97,16 +97,16 @@ def evaluate(
     given = locals()
     if not callable(model):
         raise TypeError(f"the model is a {type(model).__name__}: expected evaluate(model, data, threat), in this order")
-    if isinstance(model, TextClassifier):
-        check_settings(given, alone=shard == shards.WHOLE or processes() == 1)
-        return evaluate_texts(model, **{name: given[name] for name in TEXT_SETTINGS})
-    if not isinstance(threat, Threat):
-        raise TypeError(f"threat={threat!r}: expected a threat model such as sp.Linf(8/255)")
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"time_limit={time_limit}: expected seconds, above 0")
     folder = None if out is None else Path(out)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ValueError(f"out={str(out)!r} is a file: expected a folder, which need not be there yet")
+    if isinstance(model, TextClassifier):
+        check_settings(given, alone=shard == shards.WHOLE or processes() == 1)
+        return evaluate_texts(model, **{name: given[name] for name in TEXT_SETTINGS})
+    if not isinstance(threat, Threat):
+        raise TypeError(f"threat={threat!r}: expected a threat model such as sp.Linf(8/255)")
     if shard is None and processes() > 1:
         return together(evaluate, **given)
     chosen = choose(attacks, threat, autocast, access, query_budget)

@@ -218,8 +218,8 @@ class _Numbers(Dataset[int]):
 
 
 def of_texts(x: Any) -> bool:
-    """Whether these are strings."""
-    return isinstance(x, (tuple, list)) and any(isinstance(each, str) for each in x)
+    """Whether these are strings (or bytes, which others refuse by the number of the text)."""
+    return isinstance(x, (tuple, list)) and any(isinstance(each, (str, bytes)) for each in x)
 
 
 def _zipped(texts: Any, labels: list[int]) -> list[tuple[str, int]]:

@@ -53,8 +53,8 @@ def identity_of(
     return {
         "model": model["sha256"],
         "tokenizer": model["tokenizer"],
-        "threat": describe_threat(attacks),
         "attacks": [{"name": attack.name, "settings": attack.settings()} for attack in attacks],
+        "threat": describe_threat(attacks),
         "seed": seed,
         "number of samples": available,
         "max_samples": max_samples,

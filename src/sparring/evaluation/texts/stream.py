@@ -28,6 +28,8 @@ from sparring.text.attacks import Attempt, Sample
 from sparring.text.attacks.attempt import check_text
 from sparring.text.attacks.searches import ask
 
+TELL_SECONDS = 0.1
+
 
 @dataclass
 class TextStage:
@@ -210,7 +212,7 @@ class TextStream:
 
     def _tell(self, last: bool = False) -> None:
         now = time.monotonic()
-        if last or now - self._told > 0.1:
+        if last or now - self._told > TELL_SECONDS:
             self._told = now
             passes = (self.model.forwards, self.model.backwards)
             met = (len(self.records), self.correct, self.fooled)

@@ -201,8 +201,8 @@ class _Again:
                 self.report.checked.append(f"not {name} on texts that stand: it can't be built again; give attacks")
                 continue
             own = self.seed + 1_000_003 * number
-            fell = [s for s in some if s.index in self._fallen(model, attack, some, own)]
-            lost = [s for s in fell if self._fallen(model, attack, [s], own)]
+            fell = set(self._fallen(model, attack, some, own))
+            lost = [s for s in some if s.index in fell and self._fallen(model, attack, [s], own)]
             if lost:
                 self.report.lies.append(
                     f"{len(lost)} of {len(some)} texts claimed robust fall to {attack.name} as it was recorded (first: text "

@@ -101,8 +101,11 @@ def _answered(model: Borrowed, questions: list[Question], batch_size: int, encod
             assert encoder is not None
             vectors = encoder([*question.texts, question.original])
             answers[i] = similarity(vectors[:-1], vectors[-1])
-        elif isinstance(question, Saliency):
-            answers[i] = _saliency(model, question)
+    salient = [i for i, question in enumerate(questions) if isinstance(question, Saliency)]
+    for first in range(0, len(salient), batch_size):
+        some = salient[first : first + batch_size]
+        for i, answer in zip(some, _saliency(model, [questions[i] for i in some]), strict=True):
+            answers[i] = answer
     return answers
 
 
@@ -119,17 +122,18 @@ def ask(model: Borrowed, texts: list[str], batch_size: int) -> Tensor:
     return torch.cat(found)[torch.tensor(order).argsort()]
 
 
-def _saliency(model: Borrowed, question: Saliency) -> Tensor:
+def _saliency(model: Borrowed, questions: list[Any]) -> Iterator[Tensor]:
     classifier: Any = model.model
-    words = Words(question.text)
-    encoded = classifier.encode([question.text])
+    encoded = classifier.encode([question.text for question in questions])
     with torch.enable_grad(), EmbeddingPerturber(classifier).adding(None, encoded) as seen:
         logits = model.call(encoded, {})
-    value = margin(logits, torch.tensor([question.label], device=logits.device)).sum()
-    (gradient,) = torch.autograd.grad(value, seen.delta)
-    model.backwards += 1
+    value = margin(logits, torch.tensor([question.label for question in questions], device=logits.device))
+    (gradient,) = torch.autograd.grad(value.sum(), seen.delta)
+    model.backwards += len(questions)
     assert seen.vectors is not None
-    rise = -(gradient.double() * seen.vectors.double()).sum(-1)[0].cpu()
-    owner = word_of_token(classifier, question.text, words.spans, len(rise))
-    known = owner >= 0
-    return torch.zeros(len(words), dtype=torch.float64).index_add(0, owner[known], rise[known])
+    rises = -(gradient.double() * seen.vectors.double()).sum(-1).cpu()
+    for question, rise, real in zip(questions, rises, encoded.mask.cpu(), strict=True):
+        words = Words(question.text)
+        owner = word_of_token(classifier, question.text, words.spans, int(real.sum()))
+        known = owner >= 0
+        yield torch.zeros(len(words), dtype=torch.float64).index_add(0, owner[known], rise[real][known])
