@@ -277,7 +277,7 @@ def test_fit_learns_texts_and_goes_on_to_the_bit(tmp_path: Path) -> None:
             model = TextClassifier(network, tokenizer)
             strategy = sp.TextAdversarial(0.5).with_(sp.VirtualAdversarial(0.5, xi=0.1), sp.EMA(0.9))
             sp.fit(
-                model, model.tensors(texts, y), strategy, epochs=12, batch_size=16, optimizer="adam", lr=0.02, out=folder,
+                model, model.tensors(texts, y), strategy, epochs=8, batch_size=16, optimizer="adam", lr=0.02, out=folder,
                 max_grad_norm=1.0, unlabelled=model.tensors(texts[:32], y[:32])[0], unlabelled_batch_size=8, time_limit=limit,
                 save_every=0.0, loggers=[],
             )  # fmt: skip
@@ -303,3 +303,16 @@ def test_pretraining_foretells_words_and_moves_what_the_classifier_keeps() -> No
     assert result.history[-1].accuracy > 0.8
     moved = {name.split(".")[1] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"embedding", "lstm"}
+
+
+@pytest.mark.parametrize("strategy", [sp.FreeLB(start=1e-9, step_size=1e-9), sp.TextAdversarial(1e-9), sp.SMART()])
+def test_in_mixed_precision_and_its_loss_is_told_as_it_is(strategy: Any) -> None:
+    """The loss told is that of a text, not its K-th part; bf16 learns on any CPU."""
+    model = classifier(dropout=0.0).float()
+    x, y = model.tensors(TEXTS * 4, [1, 0, 0, 1] * 4)
+    with torch.no_grad():
+        clean = torch.nn.functional.cross_entropy(model.eval()(x), y).item()
+    given = {"validation": False, "batch_size": 16, "lr": 1e-9}
+    for precision, tolerance in ((None, 1e-4), ("bf16", 2e-2)):
+        result = sp.fit(model, (x, y), strategy.with_(), epochs=1, precision=precision, **given)
+        assert result.history[-1].loss == pytest.approx(clean, abs=tolerance)

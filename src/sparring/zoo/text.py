@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -36,7 +37,9 @@ class LSTMClassifier(nn.Module):
         """The LSTM's state (B, T, hidden) behind each token: what a language model predicts the next one from."""
         e = self.embedding(input_ids)
         shared = F.dropout(torch.ones_like(e[:, :1]), self.dropout, self.training)
-        states: Tensor = self.lstm(e * shared)[0]
+        # oneDNN has no half-precision LSTM that trains on every CPU, so there autocast leaves this layer alone
+        with torch.autocast("cpu", enabled=False) if e.device.type == "cpu" else nullcontext():
+            states: Tensor = self.lstm((e * shared).to(self.lstm.weight_ih_l0.dtype))[0]
         return states
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
