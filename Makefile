@@ -10,7 +10,7 @@ export SPARRING_DATA ?= $(abspath ../shared/data)
 endif
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint types install bench clean
+.PHONY: demo test lint types install bench gallery clean
 
 demo: $(READY)
 	$(BIN)/sparring demo
@@ -26,6 +26,10 @@ types: $(READY)
 	$(BIN)/mypy
 
 install: $(READY)
+
+# The pictures of docs/gallery.md.
+gallery: $(READY)
+	$(BIN)/python docs/figures/make_gallery.py
 
 # The peers that benchmarks compare with.
 bench: $(READY)

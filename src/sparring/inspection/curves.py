@@ -260,12 +260,12 @@ def norm_histogram(
         axes.stairs(heights, edges, fill=True, color=color, alpha=0.16)
         axes.stairs(heights, edges, color=color, linewidth=1.9, linestyle=style.DASHES[number % 4], label=label)
     axes.set_xlim(0, edges[-1])
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.28)  # room for the legend
     if eps is not None:
         axes.axvline(
             eps, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"eps = {eps_typed or f'{eps:g}'}"
         )
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
     axes.set_ylabel("share of the samples")
     _sizes(axes, norm, eps_typed)
     style.title(axes, title)
