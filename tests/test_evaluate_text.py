@@ -473,3 +473,16 @@ class TestCommandLine:
         code, _, err = self.run(capsys, *asked, "--out", reviews / "latin", "--encoding", "latin-1")
         assert code == 0, err
         assert "café" in json.loads(next(lines(reviews / "latin" / "samples.jsonl")))["text"]
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pages
+
+    monkeypatch.chdir(tmp_path)
+    names, blocks = pages.run("text-attacks.md")
+    assert blocks == 3
+    assert names["checked"].ok
+    result = names["result"]
+    assert result.clean_accuracy.value > 0.85
+    assert result.robust_accuracy.count < result.accuracy_under("WordSubstitution").count < result.clean_accuracy.count
+    assert [warning.code for warning in result.warnings] == []

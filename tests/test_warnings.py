@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 CODES = {
     "zero-gradient", "nan-gradient", "probabilities", "low-clean-accuracy", "not-reproducible", "time-limit", "masking",
     "one-step-beats-many", "eps-no-effect", "restarts-find-more", "random-model", "loss-not-increasing", "step-size",
-    "weak-attacks", "rounding", "batch-statistics",
+    "weak-attacks", "rounding", "batch-statistics", "one-class",
 }  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def _outputs(records: Records, classes: int) -> Iterator[Warning]:
             "Their gradients vanish where it is confident, which hides failures.",
             "Return logits: take the softmax off.",
         )
-    if total >= 50 and right / total < 2 / classes:
+    if total >= 50 and right / total < min(2 / classes, 1 / classes + 0.1):
         yield _warning(
             "low-clean-accuracy",
             f"Only {right} of {total} clean samples are classified correctly, near guessing among {classes} classes.",
