@@ -14,7 +14,7 @@ FLOORS = {
     "rows": 1, "ascent": 1, "queries": 1,
     "attacks": 2, "text": 2,
     "evaluation": 3, "learned": 3, "inspection": 3, "report": 3,
-    "training": 4, "transfer": 4,
+    "training": 4, "transfer": 4, "lab": 4,
     "experiments": 5, "huggingface": 5, "keras": 5, "lightning": 5,
     "cli": 6, "__main__": 6,
 }  # fmt: skip

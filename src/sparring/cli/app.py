@@ -32,6 +32,7 @@ COMMANDS = {
     "train": ("sparring.cli.train:train", "Train a model that withstands attack; resumes where it was stopped."),
     "attack": ("sparring.cli.attack:attack", "Attack photographs: the 8-bit PNG, and what the model sees."),
     "verify": ("sparring.cli.verify:verify", "Re-check the claim of a result folder; fails on any lie."),
+    "lab": ("sparring.cli.lab:lab", "Watch a network being fooled, live in the browser; look through results."),
     "merge": ("sparring.cli.merge:merge", "Make one result out of the shards of an evaluation."),
     "compare": ("sparring.cli.compare:compare", "Two results, sample against sample: is the difference chance?"),
     "doctor": ("sparring.cli.doctor:doctor", "What is wrong with a network, or with its training?"),

@@ -52,6 +52,8 @@ class AttackSettings(SeedSettings, ModelSettings, Photographs):
     """package.module:factory, file.py:factory, timm:NAME, torchvision:NAME, or the name of a zoo network."""
     size: Annotated[int, DATA] = 224
     """Photographs are scaled and cropped to this many pixels square."""
+    channels: Annotated[Literal[1, 3], DATA] = 3
+    """What the model takes: 3 for colour, 1 for grey."""
     norm: Annotated[Literal["linf", "l2", "l1", "l0", "none"], THREAT] = "linf"
     """What eps measures; none leaves the box [0, 1] as the only limit (with --optimizer)."""
     eps: Annotated[Number | None, THREAT] = None
@@ -83,7 +85,7 @@ def attack(settings: AttackSettings) -> Outcome:
     from sparring.data import read_image, save_png
 
     crafting = build(settings)
-    x = torch.stack([read_image(path, size=settings.size) for path in settings.images])
+    x = torch.stack([read_image(path, size=settings.size, channels=settings.channels) for path in settings.images])
     device = models.pick_device(settings.device)
     model, x = models.load(settings, device), x.to(device)
     before = probabilities(model, x)
@@ -98,7 +100,7 @@ def attack(settings: AttackSettings) -> Outcome:
     for i, (path, stem) in enumerate(zip(settings.images, _stems(settings.images))):
         png, figure = settings.out / f"{stem}-adversarial.png", settings.out / f"{stem}-triptych.png"
         save_png(crafted.x[i], png)
-        stored = read_image(png, size=None)[None].to(device)
+        stored = read_image(png, size=None, channels=settings.channels)[None].to(device)
         saved = probabilities(model, stored)[0]
         wanted = None if crafted.targets is None else int(crafted.targets[i])
         seen = int(saved.argmax())

@@ -36,11 +36,13 @@ class BadImage(ValueError):
     """A file that is no readable image; the message is one line that names it."""
 
 
-def read_image(path: str | os.PathLike[str], size: int | None = 224, *, resize: int | None = None) -> Tensor:
-    """One photograph as float32 (3, size, size) in [0, 1].
+def read_image(
+    path: str | os.PathLike[str], size: int | None = 224, *, resize: int | None = None, channels: int = 3
+) -> Tensor:
+    """One photograph as float32 (channels, size, size) in [0, 1]; channels: 3 (RGB) or 1 (grey).
 
     The short side is scaled to `resize` (default `size`), then the centre is cut out.
-    `size=None` keeps the picture as it is, (3, H, W). EXIF orientation is applied, transparency is laid on white.
+    `size=None` keeps the picture as it is, (channels, H, W). EXIF orientation is applied, transparency is laid on white.
 
     Raises:
         FileNotFoundError: no such file.
@@ -50,7 +52,7 @@ def read_image(path: str | os.PathLike[str], size: int | None = 224, *, resize: 
     >>> read_image(photograph(), size=64).shape
     torch.Size([3, 64, 64])
     """
-    return to_float(decode(path, channels=3, size=size, resize=resize))
+    return to_float(decode(path, channels=channels, size=size, resize=resize))
 
 
 def decode(
