@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: cyclopts reads the annotations of inherited fields as they stand.
 
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -254,6 +255,8 @@ def _pretrain(
 def _tell(
     settings: TextTrainSettings, classifier: "TextClassifier", result: "FitResult", out: Path, old: bool
 ) -> Outcome:
+    from sparring.data import TEXT_NAMES
+
     if old:
         note(f"{out} already holds this training, finished: nothing was learned again (--fresh starts anew)")
     if result.history:
@@ -268,9 +271,13 @@ def _tell(
     )
     if not result.finished:
         say("Time ran out: the same command goes on from there (with another --time-limit, or without).", style="bold")
-    return Outcome(
-        {"settings": settings.document(), **result.to_json(), "classes": classifier.classes, "folder": str(out)}
-    )
+    tested = settings.data if settings.data in TEXT_NAMES else "TEST.csv"
+    command = shlex.join(["sparring", "evaluate", "--task", "text", "--model", str(out), "--data", tested])
+    if result.finished:
+        say("Now find out what it withstands, on texts that it has never seen:", style="bold")
+        say(f"  {command}")
+    document = {"settings": settings.document(), **result.to_json(), "classes": classifier.classes, "folder": str(out)}
+    return Outcome({**document, "evaluate": command})
 
 
 def _slug(settings: TextTrainSettings) -> str:

@@ -6,7 +6,8 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,8 @@ class TextClassifier(nn.Module):
             new = Path(made)
             self.tokens.save(new)
             if pretrained is not None:
-                pretrained(new)
+                with _without_bars():
+                    pretrained(new)
             else:
                 state = self.model.state_dict()
                 save_file({name: part.detach().cpu().contiguous() for name, part in state.items()}, new / WEIGHTS)
@@ -191,9 +193,10 @@ class TextClassifier(nn.Module):
         """A Hugging Face model and tokeniser from a folder, with a new head for these classes where it has none for as many."""
         count = classes if isinstance(classes, int) else len(classes)
         library = needed("transformers")
-        model = library.AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=count, ignore_mismatched_sizes=True, local_files_only=True
-        )
+        with _without_bars():
+            model = library.AutoModelForSequenceClassification.from_pretrained(
+                folder, num_labels=count, ignore_mismatched_sizes=True, local_files_only=True
+            )
         names = [str(i) for i in range(count)] if isinstance(classes, int) else list(classes)
         model.config.id2label, model.config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
         tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -264,7 +267,21 @@ def _positions(model: nn.Module) -> int | None:
     return int(positions) - (offset + 1 if shifted else 0)  # RoBERTa counts positions from behind the padding's number
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hugging Face shows a bar for files that are read in a moment."""
+    logging = needed("transformers.utils.logging")
+    before = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()
+
+
 def _pretrained(path: Path) -> tuple[nn.Module, Any]:
     library = needed("transformers")
-    model = library.AutoModelForSequenceClassification.from_pretrained(path, local_files_only=True)
+    with _without_bars():
+        model = library.AutoModelForSequenceClassification.from_pretrained(path, local_files_only=True)
     return model, library.AutoTokenizer.from_pretrained(path, local_files_only=True)
