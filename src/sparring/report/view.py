@@ -193,10 +193,6 @@ def verify_command(document: Document) -> str:
     """The command line that checks this result; placeholders in capitals stand for what the document doesn't know."""
     spec = document["model"].get("spec")
     model = shlex.quote(spec) if isinstance(spec, str) and spec else "MODEL"
-    if document.get("task") == "text":
-        return (
-            "sparring verify FOLDER"
-            if isinstance(spec, dict)
-            else f"sparring verify FOLDER --task text --model {model}"
-        )
+    if isinstance(spec, dict) and document.get("task") == "text":
+        return "sparring verify FOLDER"
     return f"sparring verify FOLDER --model {model}"
