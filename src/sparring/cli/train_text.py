@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter
 
 from sparring.cli import models
 from sparring.cli.app import Outcome, Stopped
-from sparring.cli.console import note, say, table
+from sparring.cli.console import note, say, speaks, table
 from sparring.cli.settings import DATA, MANY, MODEL, RUN, SeedSettings
 from sparring.cli.train import CHECK, LEARN, Watch, epoch_row
 from sparring.cli.values import did_you_mean
@@ -264,7 +264,8 @@ def _tell(
         table([epoch_row(name, epoch) for name, epoch in rows.items() if epoch is not None])
     if result.best_weights is not None:
         result.load_best(classifier)
-    classifier.save(out)
+    if speaks():  # of many processes one
+        classifier.save(out)
     seconds = sum(epoch.seconds for epoch in result.history)
     say(
         f"{seconds:.0f} s of training. The classifier ({'best' if result.best else 'last'} epoch), history and log: {out}"
