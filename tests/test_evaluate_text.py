@@ -15,8 +15,7 @@ import torch
 import sparring as sp
 from bags import LABELS, SYNONYMS, TEXTS, bag, lstm
 from sparring import report
-from sparring.evaluation import schema
-from sparring.evaluation.texts.result import TextResult
+from sparring.evaluation import TextResult, schema
 
 MANY = [f"{text} {i}" for i in range(6) for text in TEXTS] + ["<script>alert('x')</script> a good film & more"]
 ANSWERS = LABELS * 6 + [1]
@@ -87,6 +86,11 @@ def test_the_curve_counts_words(result: TextResult) -> None:
         assert point["value"] == pytest.approx((right - below) / len(MANY))
     assert result.curve[-1]["value"] == pytest.approx(result.accuracy_under("WordSubstitution").value)
     assert result.accuracy_at(0.0).count == right
+    assert result.accuracy_at(1.0) == result.accuracy_under("WordSubstitution")
+    assert result.accuracy_at(0.3).count == right - sum(share <= 0.3 for share in shares.values())
+    with pytest.raises(ValueError, match="expected a share from 0 to 1"):
+        result.accuracy_at(1.5)
+    assert repr(result).startswith("TextResult(clean ")
 
 
 def test_examples_are_texts_that_fool(result: TextResult) -> None:
@@ -120,6 +124,8 @@ def test_the_report_marks_what_was_taken_out_and_put_in(result: TextResult) -> N
 def test_a_report_of_embeddings_alone(tmp_path: Path) -> None:
     found = sp.evaluate(bag(), (TEXTS, LABELS), attacks=sp.EmbeddingPGD(2.0), out=tmp_path)
     assert found.curve == []
+    with pytest.raises(ValueError, match="no attack of this run changes words"):
+        found.accuracy_at(0.1)
     html = (tmp_path / "report.html").read_text("utf-8")
     assert "their words are as they were" in html
     assert "<del>" not in html

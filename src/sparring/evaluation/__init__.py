@@ -10,6 +10,7 @@ from sparring.evaluation.result import EvaluationResult, load_result
 from sparring.evaluation.run import evaluate
 from sparring.evaluation.shards import finished
 from sparring.evaluation.statistics import Proportion
+from sparring.evaluation.texts.result import TextResult
 from sparring.evaluation.verifier import Verification, verify
 from sparring.evaluation.warnings import Warning
 
@@ -19,6 +20,7 @@ __all__ = [
     "EvaluationResult",
     "Progress",
     "Proportion",
+    "TextResult",
     "Verification",
     "Warning",
     "compare",

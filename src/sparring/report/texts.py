@@ -90,13 +90,15 @@ def threat(document: Document) -> str:
 
 def lead(document: Document) -> str:
     """What the gallery shows."""
-    if document["threat"]["norm"] == "words":
-        return (
-            "Texts that the network classified correctly, and that needed the fewest other words to be fooled. Words that were "
-            "taken out are struck through, those put in their places are underlined; where there are none, only the text's "
-            "embeddings were perturbed."
-        )
-    return "Texts that the network classified correctly, and whose embeddings were perturbed: their words are as they were."
+    written = [bool(entry["changed"]) for entry in document["gallery"]]
+    embeddings = "Texts that the network classified correctly, and whose embeddings were perturbed: their words are as they were."
+    if not any(written):
+        return embeddings
+    others = "" if all(written) else "; where there are none, only the text's embeddings were perturbed"
+    return (
+        "Texts that the network classified correctly, and that needed the fewest other words to be fooled. Words that were "
+        f"taken out are struck through, those put in their places are underlined{others}."
+    )
 
 
 def meta(document: Document, entry: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -107,5 +109,5 @@ def meta(document: Document, entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("Words changed", f"{len(entry['changed'])} ({entry['norm']:.0%})"))
     measured = any(isinstance(row["settings"].get("similarity"), dict) for row in document["attacks"])
     if measured and entry.get("similarity") is not None:
-        rows.append(("Cosine of the sentences", f"{entry['similarity']:.2f}"))
+        rows.append(("Cosine", f"{entry['similarity']:.2f}"))
     return rows

@@ -34,6 +34,21 @@ class TextResult(EvaluationResult):
         share = self.attacks[attack]["alone"]["robust_accuracy"]
         return Proportion(share["count"], share["total"])
 
+    def accuracy_at(self, eps: float) -> Proportion:
+        """The accuracy if no larger share of a text's words than this may be changed, by the substitutions that were tried.
+
+        An upper bound. ValueError for a share beyond what they were allowed, or where none was tried.
+        """
+        limit = self.document["threat"]["eps"] if self.curve else None
+        if limit is None or not 0 <= eps <= limit:
+            looked = "no attack of this run changes words" if limit is None else f"expected a share from 0 to {limit:g}"
+            raise ValueError(f"accuracy_at({eps}): {looked}")
+        return Proportion(int((self.distance > eps * (1 + 1e-9)).sum()), len(self.distance))
+
+    def __repr__(self) -> str:
+        each = [f"under {row['name']} {self.accuracy_under(number)}" for number, row in enumerate(self.attacks)]
+        return f"TextResult(clean {self.clean_accuracy}, at most: {', '.join(each)}, under all {self.robust_accuracy})"
+
     @property
     def examples(self) -> Iterator[tuple[int, str, str]]:  # type: ignore[override]
         for index in self.index.tolist():
