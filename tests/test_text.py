@@ -157,6 +157,17 @@ def test_an_embedding_that_did_not_run_is_told() -> None:
     assert not model.embedding._forward_hooks, "nothing stays behind"
 
 
+def test_a_compiled_model_is_refused() -> None:
+    """It would go on without the perturbation, or with the first one."""
+    model = classifier()
+    model.model._compiled_call_impl = model.model.forward  # what .compile() leaves there
+    with (
+        pytest.raises(ValueError, match="a compiled model does not see hooks"),
+        EmbeddingPerturber(model).adding(None, TEXTS),
+    ):
+        raise AssertionError
+
+
 def test_noise_belongs_to_the_word_and_not_to_the_padding() -> None:
     perturber = EmbeddingPerturber(classifier())
     words = torch.tensor([[False, True, True, False], [True, True, True, True]])

@@ -14,10 +14,7 @@ from sparring.text.encoded import Encoded
 from sparring.text.frequency import find_embedding
 from sparring.threat import Threat
 
-SILENT = (
-    "the embedding layer, {layer}, did not run in the model's forward: name the one that does by embedding=..., and "
-    "perturb a compiled model before it is compiled"
-)
+SILENT = "the embedding layer, {layer}, did not run in the model's forward: name the one that does by embedding=..."
 
 
 class Vectors:
@@ -128,7 +125,11 @@ class EmbeddingPerturber:
         """Forwards of the model in here, on this x, see their words' vectors moved by delta (B, T, D); None: by a zero whose
         gradient a backward leaves. where: (B, T) bool, other places than the words.
 
-        RuntimeError where the embedding layer did not run, ValueError where shapes differ."""
+        RuntimeError where the embedding layer did not run, ValueError where shapes differ, and for a compiled model."""
+        if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in self.model.modules()):
+            raise ValueError(
+                "a compiled model does not see hooks, which embeddings are perturbed through: leave it uncompiled"
+            )
         words = self.prepared(x)[1] if where is None else where
         seen = Vectors(delta)
 

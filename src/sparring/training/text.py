@@ -94,8 +94,8 @@ class FGM(FromBackward):
 
     One vector is added to a token wherever it stands in the batch, special tokens included, and one length is shared by
     all texts: another object than `TextAdversarial`'s perturbation of each sequence. The matrix itself is never changed: its
-    rows are moved where they are looked up (so a decoder that is tied to it is not moved). eps: Frobenius norm. 2 passes a
-    batch.
+    rows are moved where they are looked up, so a decoder that is tied to it is not moved (and of a normalised embedding
+    what comes out is). eps: Frobenius norm. 2 passes a batch.
     """
 
     eps: float = 1.0
