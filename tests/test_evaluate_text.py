@@ -492,3 +492,36 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.clean_accuracy.value > 0.85
     assert result.robust_accuracy.count < result.accuracy_under("WordSubstitution").count < result.clean_accuracy.count
     assert [warning.code for warning in result.warnings] == []
+
+
+def test_a_hugging_face_model(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *sorted({w for t in TEXTS for w in t.lower().split()}),
+        "##s",
+    ]
+    vocabulary += sorted({word for others in SYNONYMS.values() for word in others} - set(vocabulary))
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary), "utf-8")
+    tokenizer = transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"))
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=32, initializer_range=0.5,
+    )  # fmt: skip
+    model = sp.TextClassifier(transformers.BertForSequenceClassification(config), tokenizer)
+    labels = model.logits(TEXTS).argmax(1).tolist()
+    tried = [sp.EmbeddingPGD(2.0, steps=5), words(), words(rank="gradient")]
+    found = sp.evaluate(model, (TEXTS, labels), attacks=tried, out=tmp_path / "run", batch_size=4)
+    assert found.clean_accuracy.value == 1.0
+    assert found.accuracy_under(0).count < len(TEXTS)
+    assert found.backwards > 0
+    model.save(tmp_path / "model")
+    again = sp.TextClassifier.load(tmp_path / "model")
+    checked = sp.verify(tmp_path / "run", again, (TEXTS, labels), attacks=tried)
+    assert checked.ok, checked.lies
+    assert checked.fallen == 0
