@@ -117,7 +117,7 @@ def test_training_is_the_same_to_the_bit_with_and_without_them(tmp_path: Path) -
     for callbacks in ([], every()):
         torch.manual_seed(5)
         module = Own()
-        trainer(tmp_path, *callbacks, max_epochs=2).fit(module, loader(shuffle=True), loader())
+        trainer(tmp_path, *callbacks).fit(module, loader(shuffle=True), loader())
         states.append((module.state_dict(), torch.get_rng_state(), [m.training for m in module.modules()]))
     (a, rng_a, modes_a), (b, rng_b, modes_b) = states
     assert all(torch.equal(a[name], b[name]) for name in a)

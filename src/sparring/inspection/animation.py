@@ -30,6 +30,9 @@ def write_gif(ascent: ClassAscent, path: Path) -> Path:
     # one palette for all frames, so that what stands still does not flicker
     strip = Image.fromarray(np.concatenate([pages[0], pages[len(pages) // 2], pages[-1]]))
     palette = strip.quantize(128, dither=Image.Dither.NONE)
+    colours = np.array(palette.getpalette(), np.uint8).reshape(-1, 3)
+    colours[(colours > 244).all(1)] = 255  # averaging leaves the paper greyish
+    palette.putpalette(colours.flatten().tolist())
     frames = [Image.fromarray(page).quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
