@@ -25,11 +25,11 @@ LOG = logging.getLogger("sparring.lab")
 
 @dataclass(frozen=True)
 class Limits:
-    """workers: jobs that run at once. waiting: jobs in the queue. of_one: jobs that one page may have running or
+    """workers: jobs that run at once; one page has at most all but one of them. waiting: jobs in the queue. of_one: jobs that one page may have running or
     waiting. seconds: how long one may run. alone: seconds after which a job that nobody looks at ends. kept: finished
     jobs that can still be looked at. kept_bytes: what all jobs' events may take, beyond those that run."""
 
-    workers: int = 2
+    workers: int = 3
     waiting: int = 64
     of_one: int = 8
     seconds: float = 180.0
@@ -255,10 +255,13 @@ class Jobs:
             del self._jobs[job.id]
 
     def _next(self) -> Job | None:
-        """The first in the queue of whoever has least running, so that nobody's row of jobs keeps others waiting."""
+        """The first in the queue of whoever has least running, and never the last worker for the same page: nobody's row
+        of jobs keeps others waiting."""
         self._drop_abandoned()
         busy = [job.order.client for job in self._running]
-        return min(self._queue, key=lambda job: busy.count(job.order.client), default=None)
+        most = max(1, self.limits.workers - 1)
+        free = [job for job in self._queue if busy.count(job.order.client) < most]
+        return min(free, key=lambda job: busy.count(job.order.client), default=None)
 
     def _work(self) -> None:
         torch.set_num_threads(1)
@@ -275,3 +278,4 @@ class Jobs:
             finally:
                 with self._changed:
                     self._running.remove(job)
+                    self._changed.notify_all()

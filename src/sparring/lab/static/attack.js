@@ -1,9 +1,9 @@
 // The view where a network is fooled: settings on one side, what happens on the other.
 
-import { chart, range } from "./chart.js";
 import { Combobox } from "./combobox.js";
-import { $, Complaint, api, complain, el, offline, percent, size } from "./dom.js";
+import { $, Complaint, api, complain, el, offline } from "./dom.js";
 import { Run } from "./run.js";
+import { Timeline } from "./timeline.js";
 
 const HUES = ["s0", "s1", "s2", "s3"];
 const MOST = 4;
@@ -19,14 +19,19 @@ function number(text) {
   return Number.isFinite(value) ? value : NaN;
 }
 
+/** A size of a sweep as eps is typed: 5/255, or a decimal. */
+function exact(eps, typed) {
+  const level = eps * 255;
+  return /255$/.test(typed) && Math.abs(level - Math.round(level)) < 1e-4 ? `${Math.round(level)}/255` : `${+eps.toPrecision(6)}`;
+}
+
 export class AttackView {
   constructor(state) {
     this.state = state;
     this.client = Array.from(crypto.getRandomValues(new Uint8Array(12)), (b) => b.toString(16).padStart(2, "0")).join("");
     this.runs = [];
     this.picture = null;
-    this.place = 0;
-    this.following = true;
+    this.timeline = new Timeline();
     this.target = new Combobox($("target"), $("target-list"), () => {});
     this.fill();
     this.listen();
@@ -90,8 +95,6 @@ export class AttackView {
       if (event.dataTransfer.files[0]) this.upload(event.dataTransfer.files[0]);
     });
     addEventListener("paste", (event) => { if (event.clipboardData?.files[0]) this.upload(event.clipboardData.files[0]); });
-    $("scrub").addEventListener("input", () => this.go(+$("scrub").value));
-    $("play").addEventListener("click", () => this.play());
     addEventListener("keydown", (event) => this.key(event));
   }
 
@@ -101,15 +104,7 @@ export class AttackView {
       event.preventDefault();
       $("setup").requestSubmit();
     } else if (event.key === "Escape" && !$("stop").hidden) this.stop();
-    else if (!event.target.closest("input, select, textarea, [role=listbox], code") && !$("timeline").hidden) {
-      if (event.key === "ArrowLeft") this.go(this.place - 1);
-      else if (event.key === "ArrowRight") this.go(this.place + 1);
-      else if (event.key === "Home") this.go(0);
-      else if (event.key === "End") this.go(this.length - 1);
-      else if (event.key === " " && event.target === document.body) this.play();
-      else return;
-      event.preventDefault();
-    }
+    else if (!event.target.closest("input, select, textarea, [role=listbox], code") && this.timeline.key(event)) event.preventDefault();
   }
 
   /** Only the fields that the method has. */
@@ -222,12 +217,9 @@ export class AttackView {
 
   lay(runs) {
     this.runs = runs;
-    this.place = 0;
-    this.following = true;
+    this.timeline.lay(runs);
     $("cards").className = `cards n${runs.length}`;
     $("cards").replaceChildren(...runs.map((run) => run.card));
-    $("timeline").hidden = true;
-    $("flip").hidden = true;
   }
 
   /** The orders that the form means, with what to call each. */
@@ -279,7 +271,7 @@ export class AttackView {
     this.lay(orders.map(({ title, order }, i) => {
       const network = this.state.networks.find((one) => one.name === order.network);
       const sample = this.picture.sample ? `/api/pictures/${this.picture.token}/file` : null;
-      const takeSize = (eps) => { $("eps").value = size(eps, order.eps); this.slide(); document.querySelector("input[value=one]").click(); this.start(); };
+      const takeSize = (eps) => { $("eps").value = exact(eps, order.eps); this.slide(); document.querySelector("input[value=one]").click(); this.start(); };
       return new Run({ title, network, names: this.names(network), hue: HUES[i], eps: order.eps, norm: order.norm, target: order.target, sweep: !!order.sweep, sample, takeSize });
     }));
     const runs = this.runs;
@@ -307,7 +299,7 @@ export class AttackView {
         offline(false);
         const document = JSON.parse(event.data);
         runs.find((run) => run.job === document.job)?.take(kind, document);
-        this.refresh();
+        this.timeline.refresh();
         if (runs.every((run) => run.over)) this.finished(events);
       });
     }
@@ -327,7 +319,7 @@ export class AttackView {
     this.busy(false);
     const told = this.runs.map((run) => `${run.title}: ${run.chip.textContent}. ${run.verdict.textContent}`);
     $("status").textContent = told.join(" ");
-    this.refresh();
+    this.timeline.refresh();
   }
 
   busy(yes) {
@@ -337,8 +329,7 @@ export class AttackView {
 
   /** End what runs, and tell the server. */
   halt() {
-    clearInterval(this.playing);
-    this.playing = null;
+    this.timeline.pause();
     if (!this.events) return this.busy(false);
     this.events.close();
     this.events = null;
@@ -355,92 +346,5 @@ export class AttackView {
         if (error.status) complain($("attack-error"), error);
       }
     }
-  }
-
-  get length() {
-    return Math.max(0, ...this.runs.map((run) => run.frames.length));
-  }
-
-  /** After an event: at most one drawing in each frame of the screen. */
-  refresh() {
-    if (this.waiting) return;
-    this.waiting = requestAnimationFrame(() => {
-      this.waiting = null;
-      const length = this.length;
-      $("timeline").hidden = length === 0;
-      if (!length) return;
-      this.draw(this.following ? length - 1 : Math.min(this.place, length - 1));
-    });
-  }
-
-  go(place) {
-    const last = this.length - 1;
-    this.following = place >= last;
-    this.draw(Math.max(0, Math.min(place, last)));
-  }
-
-  play() {
-    if (this.playing) {
-      clearInterval(this.playing);
-      this.playing = null;
-    } else {
-      if (this.place >= this.length - 1) this.go(0);
-      this.playing = setInterval(() => { if (this.place >= this.length - 1) this.play(); else this.go(this.place + 1); }, 180);
-    }
-    $("play").setAttribute("aria-label", this.playing ? "Pause" : "Play");
-    $("play").firstElementChild.textContent = this.playing ? "❚❚" : "▶";
-  }
-
-  draw(place) {
-    this.place = place;
-    const first = this.runs.reduce((a, b) => (b.frames.length > a.frames.length ? b : a));
-    const frame = first.frames[place];
-    const sweep = first.begin.axis === "eps";
-    Object.assign($("scrub"), { max: this.length - 1, value: place });
-    const label = sweep ? `eps ${size(frame.at, first.eps)}` : frame.result ? "result" : `step ${frame.at} of ${first.begin.frames - 1}`;
-    $("scrub-label").textContent = label;
-    $("scrub").setAttribute("aria-valuetext", label);
-    for (const run of this.runs) run.show(place);
-    this.charts(frame.at, sweep);
-  }
-
-  charts(at, sweep) {
-    const runs = this.runs.filter((run) => run.frames.length);
-    const several = runs.length > 1;
-    const x = sweep
-      ? { min: 0, max: Math.max(...runs[0].frames.map((one) => one.at)), format: (v) => size(v, runs[0].eps) }
-      : { min: 0, max: Math.max(1, ...runs.map((run) => run.begin.frames - 1)) };
-    if (sweep) x.ticks = runs[0].frames.filter((_, i) => i % 4 === 3).map((one) => one.at);
-    const pick = (v) => {
-      const frames = runs[0].frames.filter((one) => !one.result);
-      const near = frames.reduce((best, one, i) => (Math.abs(one.at - v) < Math.abs(frames[best].at - v) ? i : best), 0);
-      this.go(near);
-    };
-    const points = (run, value) => run.frames.filter((one) => !one.result).map((one) => [one.at, value(one)]);
-    const objective = runs.map((run) => ({ points: points(run, (one) => one.objective), hue: run.hue }));
-    const goal = runs.some((run) => run.begin.target !== null);
-    const shares = runs.flatMap((run) => [
-      ...(goal ? [{ points: points(run, (one) => one.followed[1]), hue: several ? run.hue : "s1" }] : []),
-      ...(!goal || !several ? [{ points: points(run, (one) => one.followed[0]), hue: several ? run.hue : "s0", dashed: goal }] : []),
-    ]);
-    const flips = sweep ? runs[0].frames.filter((one) => one.fooled).map((one) => one.at) : [];
-    const marks = flips.length ? [Math.min(...flips)] : [];
-    if (sweep) {
-      $("flip").hidden = runs[0].state !== "done";
-      $("flip").textContent = marks.length
-        ? `The verdict flips between eps ${size(marks[0] - runs[0].frames[0].at, runs[0].eps)} and ${size(marks[0], runs[0].eps)}.`
-        : "At none of these sizes does this attack succeed.";
-    }
-    const name = (run, label) => run.name(label);
-    const keys = several
-      ? runs.map((run) => [run.hue, run.title, false])
-      : [...(goal ? [["s1", name(runs[0], runs[0].begin.target), false]] : []), ["s0", name(runs[0], runs[0].begin.label), goal]];
-    const whose = several ? (goal ? `of ${name(runs[0], runs[0].begin.target)}` : "of what it saw at first") : "";
-    const block = (title, more, drawn) => el("figure", {}, el("figcaption", {}, el("strong", {}, title), more), drawn);
-    const legend = el("span", { class: "keys" }, ...keys.map(([hue, text, dashed]) => el("span", { title: text }, el("i", { class: `${hue}${dashed ? " dashed" : ""}` }), text)));
-    $("charts").replaceChildren(
-      block(`Probability ${whose}`, legend, chart({ title: "Probabilities by step", lines: shares, x, y: { min: 0, max: 1, format: (v) => percent(v).replace(".0", "") }, at, pick, marks })),
-      block("Loss", el("span", { class: "keys" }, several ? "" : "what the attack climbs"), chart({ title: "Loss by step", lines: objective, x, y: range(objective.flatMap((line) => line.points.map(([, v]) => v))), at, pick, marks })),
-    );
   }
 }

@@ -24,8 +24,8 @@ export function ticks(low, high, count) {
  * lines: [{points: [[x, y]], hue, dashed, band: [[x, low, high]]}]. x, y: {min, max, label, format}. at: where the marker stands.
  * pick(x): called where a person points at the chart.
  */
-export function chart({ title, lines, x, y, at = null, pick = null, height = 190, marks = [] }) {
-  const width = 460, left = 46, right = 10, top = 10, bottom = 30;
+export function chart({ title, lines, x, y, at = null, pick = null, height = 190, width = 460, marks = [] }) {
+  const left = 46, right = 10, top = 10, bottom = 30;
   const across = (v) => left + ((v - x.min) / (x.max - x.min || 1)) * (width - left - right);
   const up = (v) => height - bottom - ((v - y.min) / (y.max - y.min || 1)) * (height - bottom - top);
   const label = y.format ?? ((v) => `${+v.toPrecision(3)}`);

@@ -56,8 +56,8 @@ export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) +
 export function percent(share) {
   if (share === null || share === undefined) return "–";
   const value = 100 * share;
-  if (value >= 99.95 && value < 100) return "> 99.9%";
-  if (value > 0 && value < 0.05) return "< 0.1%";
+  if (value >= 99.95 && value < 100) return ">\u00a099.9%";
+  if (value > 0 && value < 0.05) return "<\u00a00.1%";
   return `${value.toFixed(1)}%`;
 }
 

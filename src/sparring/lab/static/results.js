@@ -80,7 +80,7 @@ export class ResultsView {
     const draw = (at) => {
       const near = curve.reduce((best, one) => (Math.abs(one.eps - at) < Math.abs(best.eps - at) ? one : best));
       label.textContent = `at eps ${x.format(near.eps)}: at most ${percent(near.value)}`;
-      holder.replaceChildren(chart({ title: "Accuracy against the size of the change", lines: [line], x, y: { min: 0, max: 1, format: (v) => `${Math.round(100 * v)}%` }, at: near.eps, pick: draw, marks, height: 210 }));
+      holder.replaceChildren(chart({ title: "Accuracy against the size of the change", lines: [line], x, y: { min: 0, max: 1, format: (v) => `${Math.round(100 * v)}%` }, at: near.eps, pick: draw, marks, width: 760, height: 250 }));
     };
     const holder = el("div", {});
     draw(run.eps ?? x.max);
@@ -165,7 +165,7 @@ export class ResultsView {
       return el("li", { class: one.label === sample.label ? "true" : "" }, el("span", { class: "name", title: one.name }, one.name), el("span", { class: "share" }, percent(one.probability)), el("span", { class: "track" }, fill));
     }))) : null;
     const facts = [
-      ["True class", sample.label_name], ["Seen at first", percentOf(sample.clean_confidence)], ["Fooled by", sample.attack], ["Seen as", sample.seen_name && sample.kind === "fooled" ? `${sample.seen_name}, ${percent(sample.confidence)}` : null],
+      ["True class", sample.label_name], ["Seen at first", `${sample.kind === "wrong" ? sample.seen_name : sample.label_name}, ${percent(sample.clean_confidence)}`], ["Fooled by", sample.attack], ["Seen as", sample.seen_name && sample.kind === "fooled" ? `${sample.seen_name}, ${percent(sample.confidence)}` : null],
       ["Size of the change", sample.kind === "fooled" ? size(sample.norm, this.run.eps_typed) : null], ["Smallest that fools", sample.kind === "fooled" && sample.distance !== null ? size(sample.distance, this.run.eps_typed) : null],
     ].filter(([, value]) => value !== null && value !== undefined && value !== "");
     const text = sample.pieces ? el("p", { class: "text" }, ...sample.pieces.map((one) => el({ removed: "del", inserted: "ins" }[one.kind] ?? "span", {}, one.kind === "gap" ? " … " : one.text, one.kind === "removed" ? " " : ""))) : null;
@@ -189,5 +189,3 @@ export class ResultsView {
     if (this.rows[place]) this.look(place);
   }
 }
-
-const percentOf = (share) => (share === null || share === undefined ? null : percent(share));

@@ -80,7 +80,7 @@ export class Run {
     this.canvas = el("canvas", { role: "img", width: 224, height: 224 });
     this.change = el("canvas", { role: "img", width: 224, height: 224 });
     this.changeTitle = el("figcaption", {}, "the change");
-    this.pictureTitle = el("figcaption", {}, "what the network is shown");
+    this.pictureTitle = el("figcaption", {}, "what it is shown");
     this.chip = el("span", { class: "chip" });
     this.verdict = el("p", { class: "verdict" });
     this.list = el("ol", { class: "tops" });

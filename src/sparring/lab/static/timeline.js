@@ -1,0 +1,122 @@
+// Through the steps of attacks: the slider, the keys, the charts, and what each card shows.
+
+import { chart, range } from "./chart.js";
+import { $, el, percent, size } from "./dom.js";
+
+export class Timeline {
+  constructor() {
+    this.lay([]);
+    $("scrub").addEventListener("input", () => this.go(+$("scrub").value));
+    $("play").addEventListener("click", () => this.play());
+  }
+
+  /** Begin with these attacks. */
+  lay(runs) {
+    this.pause();
+    this.runs = runs;
+    this.place = 0;
+    this.following = true;
+    $("timeline").hidden = true;
+    $("flip").hidden = true;
+  }
+
+  pause() {
+    clearInterval(this.playing);
+    this.playing = null;
+    $("play").setAttribute("aria-label", "Play");
+    $("play").firstElementChild.textContent = "▶";
+  }
+
+  /** Whether the key was one of its own. */
+  key(event) {
+    if ($("timeline").hidden) return false;
+    const places = { ArrowLeft: this.place - 1, ArrowRight: this.place + 1, Home: 0, End: this.length - 1 };
+    if (event.key in places) this.go(places[event.key]);
+    else if (event.key === " " && event.target === document.body) this.play();
+    else return false;
+    return true;
+  }
+
+  get length() {
+    return Math.max(0, ...this.runs.map((run) => run.frames.length));
+  }
+
+  /** After an event: at most one drawing in each frame of the screen. */
+  refresh() {
+    if (this.waiting) return;
+    this.waiting = requestAnimationFrame(() => {
+      this.waiting = null;
+      const length = this.length;
+      $("timeline").hidden = length === 0;
+      if (!length) return;
+      this.draw(this.following ? length - 1 : Math.min(this.place, length - 1));
+    });
+  }
+
+  go(place) {
+    const last = this.length - 1;
+    this.following = place >= last;
+    this.draw(Math.max(0, Math.min(place, last)));
+  }
+
+  play() {
+    if (this.playing) return this.pause();
+    if (this.place >= this.length - 1) this.go(0);
+    this.playing = setInterval(() => { if (this.place >= this.length - 1) this.pause(); else this.go(this.place + 1); }, 180);
+    $("play").setAttribute("aria-label", "Pause");
+    $("play").firstElementChild.textContent = "❚❚";
+  }
+
+  draw(place) {
+    this.place = place;
+    const first = this.runs.reduce((a, b) => (b.frames.length > a.frames.length ? b : a));
+    const frame = first.frames[place];
+    const sweep = first.begin.axis === "eps";
+    Object.assign($("scrub"), { max: this.length - 1, value: place });
+    const label = sweep ? `eps ${size(frame.at, first.eps)}` : frame.result ? "result" : `step ${frame.at} of ${first.begin.frames - 1}`;
+    $("scrub-label").textContent = label;
+    $("scrub").setAttribute("aria-valuetext", label);
+    for (const run of this.runs) run.show(place);
+    this.charts(frame.at, sweep);
+  }
+
+  charts(at, sweep) {
+    const runs = this.runs.filter((run) => run.frames.length);
+    const several = runs.length > 1;
+    const x = sweep
+      ? { min: 0, max: Math.max(...runs[0].frames.map((one) => one.at)), format: (v) => size(v, runs[0].eps) }
+      : { min: 0, max: Math.max(1, ...runs.map((run) => run.begin.frames - 1)) };
+    if (sweep) x.ticks = runs[0].frames.filter((_, i) => i % 4 === 3).map((one) => one.at);
+    const pick = (v) => {
+      const frames = runs[0].frames.filter((one) => !one.result);
+      const near = frames.reduce((best, one, i) => (Math.abs(one.at - v) < Math.abs(frames[best].at - v) ? i : best), 0);
+      this.go(near);
+    };
+    const points = (run, value) => run.frames.filter((one) => !one.result).map((one) => [one.at, value(one)]);
+    const objective = runs.map((run) => ({ points: points(run, (one) => one.objective), hue: run.hue }));
+    const goal = runs.some((run) => run.begin.target !== null);
+    const shares = runs.flatMap((run) => [
+      ...(goal ? [{ points: points(run, (one) => one.followed[1]), hue: several ? run.hue : "s1" }] : []),
+      ...(!goal || !several ? [{ points: points(run, (one) => one.followed[0]), hue: several ? run.hue : "s0", dashed: goal }] : []),
+    ]);
+    const flips = sweep ? runs[0].frames.filter((one) => one.fooled).map((one) => one.at) : [];
+    const marks = flips.length ? [Math.min(...flips)] : [];
+    if (sweep) {
+      $("flip").hidden = runs[0].state !== "done";
+      $("flip").textContent = marks.length
+        ? `The verdict flips ${marks[0] === runs[0].frames[0].at ? "below" : `between eps ${size(marks[0] - runs[0].frames[0].at, runs[0].eps)} and`} ${size(marks[0], runs[0].eps)}. Each size is shown as it first succeeded.`
+        : "At none of these sizes does this attack succeed.";
+    }
+    const name = (run, label) => run.name(label);
+    const keys = several
+      ? runs.map((run) => [run.hue, run.title, false])
+      : [...(goal ? [["s1", name(runs[0], runs[0].begin.target), false]] : []), ["s0", name(runs[0], runs[0].begin.label), goal]];
+    const whose = several ? (goal ? `of ${name(runs[0], runs[0].begin.target)}` : "of what it saw at first") : "";
+    const block = (title, more, drawn) => el("figure", {}, el("figcaption", {}, el("strong", {}, title), more), drawn);
+    const legend = el("span", { class: "keys" }, ...keys.map(([hue, text, dashed]) => el("span", { title: text }, el("i", { class: `${hue}${dashed ? " dashed" : ""}` }), text)));
+    $("charts").replaceChildren(
+      block(`Probability ${whose}`, legend, chart({ title: "Probabilities by step", lines: shares, x, y: { min: 0, max: 1, format: (v) => percent(v).replace(".0", "") }, at, pick, marks })),
+      ...(sweep ? [] : [block("Loss", el("span", { class: "keys" }, several ? "" : "what the attack climbs"), chart({ title: "Loss by step", lines: objective, x, y: range(objective.flatMap((line) => line.points.map(([, v]) => v))), at, pick, marks }))]),
+    );
+  }
+}
