@@ -288,7 +288,7 @@ def test_it_learns_what_labels_alone_do_not() -> None:
             "unlabelled has no sample",
         ),
         (lambda: fitted(sp.VAT(1.0), 5), "unlabelled is int: expected a tensor x"),
-        (lambda: fitted(sp.VAT(1.0), torch.zeros(9, INPUTS, dtype=torch.long)), "torch.int64: expected floats"),
+        (lambda: fitted(sp.VAT(1.0), torch.zeros(9, INPUTS, dtype=torch.long)), "expected texts both, or neither"),
         (lambda: fitted(sp.VAT(1.0), torch.zeros(9, 4)), r"shape \(4,\), labelled ones of \(5,\)"),
         (lambda: fitted(sp.Standard(), torch.zeros(9, INPUTS)), "Standard learns nothing from samples without labels"),
         (lambda: fitted(sp.VAT(1.0), None, unlabelled_batch_size=5), "there are no unlabelled samples"),
