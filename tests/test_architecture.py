@@ -48,7 +48,8 @@ def test_imports_point_downwards(path: Path) -> None:
         if here in SIDE:
             assert there in SIDE, f"{path.name}: a side room imports {there}"
         elif there in SIDE:
-            assert FLOORS[here] >= 4 or (here, there) == ("text", "zoo"), f"{path.name}: floor {FLOORS[here]} imports the side room {there}"
+            rebuilds = (here, there) == ("text", "zoo")  # a saved classifier of texts is built again
+            assert FLOORS[here] >= 4 or rebuilds, f"{path.name}: floor {FLOORS[here]} imports the side room {there}"
         else:
             lower = FLOORS[there] < FLOORS[here]
             level = FLOORS[there] == FLOORS[here]  # rooms of one floor may use each other; the order is theirs

