@@ -48,8 +48,8 @@ def networks(delay: float = 0.0) -> list[Any]:
     shapes = [(3, 32, 32)]
     return [
         Network.of("colours", Colours(), shapes=shapes, classes=NAMES),
-        Network.of("slow colours", Colours(0.05), shapes=shapes, classes=NAMES),
         Network.of("other colours", Colours(scale=20.0), shapes=shapes, classes=NAMES),
+        Network.of("slow colours", Colours(0.05), shapes=shapes, classes=NAMES),
         Network.of("broken", Broken(), shapes=shapes, classes=NAMES),
     ]
 
