@@ -52,6 +52,9 @@ def test_columns_are_found_or_told(tmp_path: Path) -> None:
         (b"text,label\ngood,1\n,0\nbad,0\n", {}, "row 3 has an empty text; skip_bad (--skip-bad) leaves such rows out"),
         (b"text,label\ngood,1\n ,0\nbad,\n", {}, "row 3 has an empty text (and 1 more rows are like it)"),
         (b"text,label\ngood,1\nbad\n", {}, "row 3 has 1 columns, expected 2"),
+        (b"text,label\ngood,1\n\nbad\n", {}, "row 4 has 1 columns, expected 2"),
+        (b"text,label\ngood,1\nlong, and bad,0\n", {}, "row 3 has 3 columns, expected 2: quote texts that hold commas"),
+        (b"label,text\n1,good\n0,long, and bad\n", {}, "row 3 has 3 columns, expected 2: quote texts that hold commas"),
         (b"text,label\ngood,1\nbad,1\n", {}, "every row has the label '1': expected two classes or more"),
         ("text,label\nschön,1\nbad,0\n".encode("latin-1"), {}, "line 2 is no utf-8 (byte 0xf6)"),
         ("text,label\ngood,1\n".encode("utf-16"), {"encoding": "latin-1"}, "it holds zero bytes"),
@@ -156,6 +159,7 @@ def test_every_strategy_by_name(tmp_path: Path, strategy: str) -> None:
         (("--unlabelled", "no.txt"), "no such file"),
         (("--validation", "no.csv"), "no such file, nor a known name"),
         (("--text-column", "texts"), "there is no column 'texts' for the text"),
+        (("--eps", "0"), "eps=0.0"),
         (("--pretrain", "-1"), "expected a number of epochs, 0 or more"),
         (("--norm", "l2"), "Unknown option"),
     ],
@@ -167,6 +171,12 @@ def test_what_cannot_be_trained_gets_one_line(
     told = capsys.readouterr().err
     assert said in told
     assert told.count("\n") == 1
+
+
+def test_a_rate_of_zero_is_no_rate_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = table(tmp_path / "reviews.csv")
+    assert main(["train", "--task", "text", "--data", str(path), "--out", str(tmp_path / "run"), "--lr", "0"]) == 2
+    assert "lr=0.0: expected" in capsys.readouterr().err
 
 
 def test_a_hugging_face_folder_is_fine_tuned(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def train_text(settings: TextTrainSettings = DEFAULT) -> Outcome:
                 _pretrain(settings, classifier, [*texts.texts, *others], out, shown)
             result = fit(
                 classifier, learned, strategy, optimizer="adamw" if settings.weight_decay else "adam",
-                lr=settings.lr or (5e-3 if settings.model == "lstm" else 3e-5), validation_samples=None, health=False, out=out,
+                lr=_rate(settings), validation_samples=None, health=False, out=out,
                 resume=not settings.fresh, progress=shown, **given, **{name: getattr(settings, name) for name in names},
             )  # fmt: skip
         except KeyboardInterrupt:
@@ -175,6 +175,12 @@ def _check(settings: TextTrainSettings) -> None:
         raise ValueError(f"--pretrain {settings.pretrain}: expected a number of epochs, 0 or more")
 
 
+def _rate(settings: TextTrainSettings) -> float:
+    if settings.lr is not None:
+        return settings.lr
+    return 5e-3 if settings.model == "lstm" else 3e-5
+
+
 def build(settings: TextTrainSettings, classifier: "TextClassifier") -> "Strategy":
     """The strategy, with what stands round it."""
     import sparring
@@ -182,7 +188,7 @@ def build(settings: TextTrainSettings, classifier: "TextClassifier") -> "Strateg
 
     name, takes = TAKES[settings.strategy]
     options = {each: value for each in takes if (value := getattr(settings, each)) is not None}
-    size = settings.eps or float(f"{1 / 16 * classifier.vector_length():.3g}")
+    size = float(f"{1 / 16 * classifier.vector_length():.3g}") if settings.eps is None else settings.eps
     if settings.strategy in ("adversarial", "vat", "both"):
         options["eps"] = size
     made: Strategy = getattr(sparring, name)(**options, seed=settings.seed)

@@ -92,10 +92,7 @@ def open_texts(
         rows, skipped = read_table(path, text_column, label_column, encoding, skip_bad)
     except TableError as error:
         raise ValueError(f"{path}: {error}") from None
-    found = sorted(
-        {row.label for row in rows},
-        key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label),
-    )
+    found = sorted({row.label for row in rows}, key=_as_number)
     if classes is None and len(found) < 2:
         raise ValueError(f"{path}: every row has the label {found[0]!r}: expected two classes or more")
     classes = found if classes is None else classes

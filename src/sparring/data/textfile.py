@@ -39,7 +39,8 @@ def read_table(
 
     TableError, in one line, for what can't be read.
     """
-    table = _rows(_decoded(path, encoding), path)
+    numbered = _rows(_decoded(path, encoding), path)
+    table = [row for _, row in numbered]
     if not table:
         raise TableError("it is empty")
     header = _header(table, text_column, label_column)
@@ -55,9 +56,10 @@ def read_table(
     columns = [text, *(int(name) for name in more)]
     rows: list[Row] = []
     bad: list[str] = []
-    for number, row in enumerate(body, 2 if header else 1):
-        if len(row) <= max(label, *columns):
-            bad.append(f"row {number} has {len(row)} columns, expected {width}")
+    for number, row in numbered[1:] if header else numbered:
+        if len(row) <= max(label, *columns) or any(part.strip() for part in row[width:]):
+            commas = ": quote texts that hold commas" if len(row) > width and not path.name.endswith(".tsv") else ""
+            bad.append(f"row {number} has {len(row)} columns, expected {width}{commas}")
             continue
         content, what = " ".join(row[i].strip() for i in columns).strip(), row[label].strip()
         if not content or not what:
@@ -92,7 +94,8 @@ def _decoded(path: Path, encoding: str) -> str:
     return content
 
 
-def _rows(content: str, path: Path) -> list[list[str]]:
+def _rows(content: str, path: Path) -> list[tuple[int, list[str]]]:
+    """Each row that is not empty, and its number in the file."""
     name = path.name.removesuffix(".xz")
     first = content.split("\n", 1)[0]
     tabs = name.endswith((".tsv", ".tab")) or (not name.endswith(".csv") and "\t" in first)
@@ -107,7 +110,7 @@ def _rows(content: str, path: Path) -> list[list[str]]:
             )
     except csv.Error as error:
         raise TableError(f"not a table of comma-separated values ({error}): quote texts that hold commas") from None
-    return [row for row in table if any(part.strip() for part in row)]
+    return [(number, row) for number, row in enumerate(table, 1) if any(part.strip() for part in row)]
 
 
 def _header(table: Sequence[Sequence[str]], *told: str | None) -> bool:
