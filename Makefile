@@ -10,7 +10,7 @@ export SPARRING_DATA ?= $(abspath ../shared/data)
 endif
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint types install bench gallery clean
+.PHONY: demo test lint types install bench gallery docs outputs clean
 
 demo: $(READY)
 	$(BIN)/sparring demo
@@ -30,6 +30,16 @@ install: $(READY)
 # The pictures of docs/gallery.md.
 gallery: $(READY)
 	$(BIN)/python docs/figures/make_gallery.py
+
+# The site, docs/_build/html/index.html; a warning is an error.
+docs: $(READY)
+	$(BIN)/python -c "import sphinx, myst_parser, furo" 2>/dev/null || $(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+# What the code on these pages prints, written below it.
+outputs: $(READY)
+	$(BIN)/python docs/outputs.py docs/tutorials/*-*.md docs/tutorials/optimizers.md docs/getting-started.md docs/own-model.md docs/adding-*.md
 
 # The peers that benchmarks compare with.
 bench: $(READY)
