@@ -405,3 +405,51 @@ def test_class_names_are_those_of_the_network(client: Any) -> None:
     assert {network["name"] for network in state["networks"]} == {"colours", "slow colours", "other colours", "broken"}
     assert [state["classes"][network["classes"]] for network in state["networks"]] == [list(NAMES)] * 4
     assert LONG in state["classes"][0]
+
+
+def test_of_texts_every_changed_word_is_shown(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="texts need sparring[text]")
+    from bags import LABELS, SYNONYMS, TEXTS, bag
+
+    texts = [f"{text} {i}" for i in range(20) for text in TEXTS]  # more than the document's gallery holds
+    sp.evaluate(
+        bag(more=texts),
+        (texts, LABELS * 20),
+        attacks=sp.WordSubstitution(SYNONYMS, max_changed=1.0),
+        out=tmp_path / "texts",
+    )
+    run = open_runs([tmp_path / "texts"])["texts"]
+    rows = run.samples("fooled", None, None, "index", False, 0)
+    assert rows["total"] > len(run.document["gallery"]) > 0
+    for row in rows["rows"]:
+        pieces = run.sample(row["index"])["pieces"]
+        assert "".join(piece["text"] for piece in pieces if piece["kind"] != "inserted") == texts[row["index"]]
+        assert any(piece["kind"] == "inserted" for piece in pieces)
+
+
+def test_the_bench_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks given, by name, with the samples and class names of --data; and one line where there is nothing."""
+    from sparring.cli.lab import LabSettings, build
+
+    monkeypatch.chdir(tmp_path)
+    place = Path(__file__).parent / "lab_server.py"
+    with pytest.raises(ValueError, match="2 files for 1 models"):
+        build(LabSettings(models=["small-cnn"], weights=["a", "b"]))
+    lab = build(LabSettings(models=["plain=small-cnn", f"{place}:Colours"], data=None, device="cpu"))
+    try:
+        assert lab.networks["plain"].shape == (1, 28, 28)
+        assert lab.networks["Colours"].shape == (3, 224, 224)
+        assert lab.networks["plain"].arguments == ("--model", "small-cnn")
+        assert [picture.name for _, picture in lab.pictures.samples()][:2] == ["chelsea.jpg", "fashion-mnist-0.png"]
+        folder = lab.pictures.folder
+        assert folder.is_dir()
+    finally:
+        lab.close()
+    assert not folder.exists()
+
+
+def test_the_page_of_the_documentation_runs() -> None:
+    from pages import run
+
+    _, blocks = run("lab.md")
+    assert blocks == 1

@@ -1,6 +1,5 @@
 """What the lab refuses: other sites, bad pictures, floods; and every endpoint under random requests."""
 
-# ruff: noqa: E402
 
 from __future__ import annotations
 

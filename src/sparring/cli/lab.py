@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: cyclopts reads the annotations of inherited fields as they stand.
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from cyclopts import Group, Parameter
 from sparring.cli import models
 from sparring.cli.app import Outcome
 from sparring.cli.console import note, say
-from sparring.cli.settings import DATA, MANY, MODEL, RUN, ModelSettings, SeedSettings
+from sparring.cli.settings import DATA, MANY, MODEL, RUN, ModelSettings, Settings
 
 if TYPE_CHECKING:
     from sparring.lab import Lab, Network
@@ -25,7 +26,7 @@ SAMPLES = 10
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class LabSettings(SeedSettings):
+class LabSettings(Settings):
     """Settings of ``sparring lab``."""
 
     models: Annotated[list[str], MODEL, MANY, Parameter(name=["--models", "--model"])] = field(default_factory=list)
@@ -51,6 +52,8 @@ class LabSettings(SeedSettings):
     """Names, beside localhost, under which browsers may reach it."""
     browser: Annotated[bool, SERVER, Parameter(negative="--no-browser")] = True
     """Open the page in a browser."""
+    device: Annotated[str, RUN] = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes the fastest there is."""
     seconds: Annotated[float, RUN] = 180.0
     """How long one attack may take."""
 
@@ -86,7 +89,8 @@ def lab(settings: LabSettings = _SETTINGS) -> Outcome:
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=2, server_header=False
     )
-    uvicorn.Server(config).run(sockets=[socket])
+    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once all is closed
+        uvicorn.Server(config).run(sockets=[socket])
     return Outcome({"address": address})
 
 

@@ -25,9 +25,10 @@ LOG = logging.getLogger("sparring.lab")
 
 @dataclass(frozen=True)
 class Limits:
-    """workers: jobs that run at once; one page has at most all but one of them. waiting: jobs in the queue. of_one: jobs that one page may have running or
-    waiting. seconds: how long one may run. alone: seconds after which a job that nobody looks at ends. kept: finished
-    jobs that can still be looked at. kept_bytes: what all jobs' events may take, beyond those that run."""
+    """workers: jobs that run at once; one page has at most all but one of them. waiting: jobs in the queue. of_one: jobs
+    that one page may have running or waiting. seconds: how long one may run. alone: seconds after which a job that nobody
+    looks at ends. kept: finished jobs that can still be looked at. kept_bytes: what their events may take.
+    """
 
     workers: int = 3
     waiting: int = 64

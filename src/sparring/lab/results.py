@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sparring.evaluation import EvaluationResult, load_result
+from sparring.evaluation.texts.result import TextResult
 from sparring.inspection import pixels as px
 from sparring.lab.pictures import Refused, png
 from sparring.report import texts, view, words
@@ -116,10 +117,14 @@ class Run:
         found = self._found(index)
         row["pictured"] = found is not None and not self.of_texts and px.layout(found[0].shape) == "image"
         if found is not None and self.of_texts:
-            original, changed = found
-            numbers = entry["changed"] if entry is not None else []
-            row["pieces"] = [vars(piece) for piece in texts.pieces(original, changed, numbers)]
+            row["pieces"] = [vars(piece) for piece in texts.pieces(*found, self._changed(index, found[1]))]
         return row
+
+    def _changed(self, index: int, text: str | None) -> list[int]:
+        """The numbers of the words that are others in this text of the sample."""
+        assert isinstance(self.result, TextResult)
+        entries = self.result.records.entries.get(index, [])
+        return next((list(one["changed"]) for one in entries if text is not None and one.get("text") == text), [])
 
     def picture(self, index: int, which: Literal["original", "adversarial", "change"]) -> bytes:
         """A PNG."""

@@ -22,7 +22,7 @@ export function ticks(low, high, count) {
 
 /**
  * lines: [{points: [[x, y]], hue, dashed, band: [[x, low, high]]}]. x, y: {min, max, label, format}. at: where the marker stands.
- * pick(x): called where a person points at the chart.
+ * width, height: in pixels of the page, so that the text has the page's size. pick(x): called where a person points.
  */
 export function chart({ title, lines, x, y, at = null, pick = null, height = 190, width = 460, marks = [] }) {
   const left = 46, right = 10, top = 10, bottom = 30;
@@ -30,12 +30,12 @@ export function chart({ title, lines, x, y, at = null, pick = null, height = 190
   const up = (v) => height - bottom - ((v - y.min) / (y.max - y.min || 1)) * (height - bottom - top);
   const label = y.format ?? ((v) => `${+v.toPrecision(3)}`);
   const below = x.format ?? ((v) => `${+v.toPrecision(3)}`);
-  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": title });
+  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, class: "chart", role: "img", "aria-label": title });
   for (const value of ticks(y.min, y.max, 4)) {
     root.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: up(value), y2: up(value) }));
     root.append(svg("text", { class: "tick", x: left - 7, y: up(value) + 4, "text-anchor": "end" }, label(value)));
   }
-  for (const value of x.ticks ?? ticks(x.min, x.max, 6)) {
+  for (const value of x.ticks ?? ticks(x.min, x.max, width > 400 ? 6 : 4)) {
     root.append(svg("text", { class: "tick", x: across(value), y: height - 10, "text-anchor": "middle" }, below(value)));
   }
   for (const value of marks) {

@@ -77,13 +77,21 @@ export class ResultsView {
     const line = { points, hue: "s1", band: curve.map((one) => [one.eps, one.low, one.high]) };
     const marks = run.eps !== null && run.eps < x.max * 0.999 ? [run.eps] : [];
     const label = el("output", { class: "keys" });
+    let chosen = run.eps ?? x.max;
     const draw = (at) => {
+      chosen = at;
       const near = curve.reduce((best, one) => (Math.abs(one.eps - at) < Math.abs(best.eps - at) ? one : best));
       label.textContent = `at eps ${x.format(near.eps)}: at most ${percent(near.value)}`;
-      holder.replaceChildren(chart({ title: "Accuracy against the size of the change", lines: [line], x, y: { min: 0, max: 1, format: (v) => `${Math.round(100 * v)}%` }, at: near.eps, pick: draw, marks, width: 760, height: 250 }));
+      holder.replaceChildren(chart({ title: "Accuracy against the size of the change", lines: [line], x, y: { min: 0, max: 1, format: (v) => `${Math.round(100 * v)}%` }, at: near.eps, pick: draw, marks, width: holder.clientWidth || 600, height: 240 }));
     };
     const holder = el("div", {});
-    draw(run.eps ?? x.max);
+    draw(chosen);
+    let width = 0;
+    new ResizeObserver(() => {
+      if (width === holder.clientWidth) return;
+      width = holder.clientWidth;
+      draw(chosen);
+    }).observe(holder);
     return el("section", {}, el("figure", { class: "curve" }, el("figcaption", {}, el("strong", {}, "Accuracy against the size of the change"), label), holder));
   }
 
@@ -127,6 +135,11 @@ export class ResultsView {
     }
   }
 
+  /** A change as the run measures it: of texts, the share of words. */
+  size(value) {
+    return this.run.task === "text" ? percent(value) : size(value, this.run.eps_typed);
+  }
+
   title(row) {
     if (row.kind === "robust") return [el("span", { class: "was" }, row.label_name), " withstood"];
     return [el("span", { class: "was" }, row.label_name), el("span", { class: "arrow" }, " → "), el("span", { class: "now" }, row.seen_name ?? "another class")];
@@ -137,7 +150,7 @@ export class ResultsView {
     const picture = small ? el("img", { src: `${this.path}/${row.index}/adversarial.png`, alt: "", loading: "lazy", class: "thumb" }) : el("span", { class: `thumb none ${row.kind}` }, row.kind === "fooled" ? "Aa" : row.kind === "robust" ? "✓" : "✗");
     if (small) picture.addEventListener("load", () => picture.classList.toggle("pixelated", picture.naturalWidth <= 96));
     if (small) picture.addEventListener("error", () => picture.replaceWith(el("span", { class: "thumb none" }, "no picture")));
-    const detail = row.kind === "fooled" ? size(row.distance ?? row.norm, this.run.eps_typed) : percent(row.clean_confidence);
+    const detail = row.kind === "fooled" ? this.size(row.distance ?? row.norm) : percent(row.clean_confidence);
     return el("button", { type: "button", class: "tile", onclick: () => this.look(place) }, picture, el("span", { class: "what" }, ...this.title(row)), el("span", { class: "note" }, `#${row.index} · ${detail}`));
   }
 
@@ -166,7 +179,7 @@ export class ResultsView {
     }))) : null;
     const facts = [
       ["True class", sample.label_name], ["Seen at first", `${sample.kind === "wrong" ? sample.seen_name : sample.label_name}, ${percent(sample.clean_confidence)}`], ["Fooled by", sample.attack], ["Seen as", sample.seen_name && sample.kind === "fooled" ? `${sample.seen_name}, ${percent(sample.confidence)}` : null],
-      ["Size of the change", sample.kind === "fooled" ? size(sample.norm, this.run.eps_typed) : null], ["Smallest that fools", sample.kind === "fooled" && sample.distance !== null ? size(sample.distance, this.run.eps_typed) : null],
+      ["Size of the change", sample.kind === "fooled" ? this.size(sample.norm) : null], ["Smallest that fools", sample.kind === "fooled" && sample.distance !== null ? this.size(sample.distance) : null],
     ].filter(([, value]) => value !== null && value !== undefined && value !== "");
     const text = sample.pieces ? el("p", { class: "text" }, ...sample.pieces.map((one) => el({ removed: "del", inserted: "ins" }[one.kind] ?? "span", {}, one.kind === "gap" ? " … " : one.text, one.kind === "removed" ? " " : ""))) : null;
     this.dialog.replaceChildren(

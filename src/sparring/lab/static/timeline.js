@@ -8,6 +8,7 @@ export class Timeline {
     this.lay([]);
     $("scrub").addEventListener("input", () => this.go(+$("scrub").value));
     $("play").addEventListener("click", () => this.play());
+    new ResizeObserver(() => { if (this.width !== $("charts").clientWidth) this.refresh(); }).observe($("charts"));
   }
 
   /** Begin with these attacks. */
@@ -107,16 +108,23 @@ export class Timeline {
         ? `The verdict flips ${marks[0] === runs[0].frames[0].at ? "below" : `between eps ${size(marks[0] - runs[0].frames[0].at, runs[0].eps)} and`} ${size(marks[0], runs[0].eps)}. Each size is shown as it first succeeded.`
         : "At none of these sizes does this attack succeed.";
     }
+    this.width = $("charts").clientWidth;
+    const columns = !sweep && this.width > 760 ? 2 : 1;
+    const shape = { width: Math.floor(Math.min(860, (this.width - 1 - 32 * (columns - 1)) / columns)), height: columns * this.width > 900 ? 230 : 190 };
     const name = (run, label) => run.name(label);
     const keys = several
       ? runs.map((run) => [run.hue, run.title, false])
       : [...(goal ? [["s1", name(runs[0], runs[0].begin.target), false]] : []), ["s0", name(runs[0], runs[0].begin.label), goal]];
     const whose = several ? (goal ? `of ${name(runs[0], runs[0].begin.target)}` : "of what it saw at first") : "";
-    const block = (title, more, drawn) => el("figure", {}, el("figcaption", {}, el("strong", {}, title), more), drawn);
+    const block = (title, more, drawn) => {
+      const figure = el("figure", {}, el("figcaption", {}, el("strong", {}, title), more), drawn);
+      figure.style.width = `${shape.width}px`;
+      return figure;
+    };
     const legend = el("span", { class: "keys" }, ...keys.map(([hue, text, dashed]) => el("span", { title: text }, el("i", { class: `${hue}${dashed ? " dashed" : ""}` }), text)));
     $("charts").replaceChildren(
-      block(`Probability ${whose}`, legend, chart({ title: "Probabilities by step", lines: shares, x, y: { min: 0, max: 1, format: (v) => percent(v).replace(".0", "") }, at, pick, marks })),
-      ...(sweep ? [] : [block("Loss", el("span", { class: "keys" }, several ? "" : "what the attack climbs"), chart({ title: "Loss by step", lines: objective, x, y: range(objective.flatMap((line) => line.points.map(([, v]) => v))), at, pick, marks }))]),
+      block(`Probability ${whose}`, legend, chart({ title: "Probabilities by step", lines: shares, x, y: { min: 0, max: 1, format: (v) => percent(v).replace(".0", "") }, at, pick, marks, ...shape })),
+      ...(sweep ? [] : [block("Loss", el("span", { class: "keys" }, several ? "" : "what the attack climbs"), chart({ title: "Loss by step", lines: objective, x, y: range(objective.flatMap((line) => line.points.map(([, v]) => v))), at, pick, marks, ...shape }))]),
     );
   }
 }
