@@ -14,7 +14,7 @@ import torch
 
 import sparring as sp
 from bags import LABELS, SYNONYMS, TEXTS, bag, lstm
-from sparring import report
+from sparring import data, report
 from sparring.evaluation import TextResult, schema
 
 MANY = [f"{text} {i}" for i in range(6) for text in TEXTS] + ["<script>alert('x')</script> a good film & more"]
@@ -251,6 +251,20 @@ def test_what_can_not_be_evaluated_gets_one_line(change: dict[str, Any], message
     with pytest.raises((TypeError, ValueError), match=message) as caught:
         sp.evaluate(bag(), data, **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+    model = bag()
+    model.classes = ["pos", "neg"]
+    (tmp_path / "a.csv").write_text("text,label\na good film,pos\na bad film,neg\n", "utf-8")
+    with pytest.raises(
+        ValueError, match=r"classes neg, pos, and the model pos, neg: open .* with classes=model\.classes"
+    ):
+        sp.evaluate(model, data.open_texts(tmp_path / "a.csv"), attacks=[words()])
+    turned = data.open_texts(tmp_path / "a.csv", classes=model.classes)
+    assert len(sp.evaluate(model, turned, attacks=[words()]).index) == 2
+    model.classes = ["0", "1"]  # a model that only counts its classes says nothing about their order
+    assert len(sp.evaluate(model, turned, attacks=[words()]).index) == 2
 
 
 def test_a_bad_text_in_the_middle_loses_nothing(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def evaluate_texts(
     """Clean accuracy, robust accuracy under each attack and under all together; arguments as of `evaluate`."""
     chosen = resolve(attacks)
     folder = None if out is None else Path(out)
+    own = getattr(getattr(data, "dataset", data), "classes", None)
+    _check_classes(own, model.classes)
     source = Source(data, batch_size, max_samples, seed, indices)
     about = describe_classifier(model, model_info)
     identity = identity_of(about, chosen, seed, source.available, max_samples)
@@ -76,7 +78,7 @@ def evaluate_texts(
         finally:
             store.flush()
         store.sort()
-        names = class_names or getattr(getattr(data, "dataset", data), "classes", None) or model.classes
+        names = class_names or own or model.classes
         facts = describe(
             run=stream, model=about, threat=describe_threat(chosen), seed=seed, data=data, data_info=data_info,
             class_names=list(names), identity=identity,
@@ -101,6 +103,17 @@ def check_settings(given: dict[str, Any], alone: bool) -> None:
             )
     if given["shard"] not in (None, shards.WHOLE) or not alone:
         raise ValueError("texts are evaluated in one process alone: leave out shard, and torchrun")
+
+
+def _check_classes(data: Any, model: list[str]) -> None:
+    """ValueError where data and model number the same classes in different ways. data: its classes, or None."""
+    numbered = model == [str(i) for i in range(len(model))]
+    if data is None or numbered or list(data) == model or not set(data) & set(model):
+        return
+    raise ValueError(
+        f"the data has the classes {', '.join(map(str, data))}, and the model {', '.join(model)}: open the texts with "
+        "classes=model.classes"
+    )
 
 
 def resolve(attacks: Any) -> list[TextAttack]:
