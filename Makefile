@@ -34,7 +34,7 @@ gallery: $(READY)
 # The site, docs/_build/html/index.html; a warning is an error.
 docs: $(READY)
 	$(BIN)/python -c "import sphinx, myst_parser, furo" 2>/dev/null || $(BIN)/pip install -q -c constraints.txt -e '.[docs]'
-	$(BIN)/python -m sphinx -q -a -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -q -E -a -W --keep-going -b html docs docs/_build/html
 	@echo docs/_build/html/index.html
 
 # What the code on these pages prints, written below it.
