@@ -109,6 +109,7 @@ export class Timeline {
         : "At none of these sizes does this attack succeed.";
     }
     this.width = $("charts").clientWidth;
+    if (!this.width) return; // another view is shown; it is drawn when this one comes back
     const columns = !sweep && this.width > 760 ? 2 : 1;
     const shape = { width: Math.floor(Math.min(860, (this.width - 1 - 32 * (columns - 1)) / columns)), height: columns * this.width > 900 ? 230 : 190 };
     const name = (run, label) => run.name(label);
