@@ -117,7 +117,9 @@ class Run:
         found = self._found(index)
         row["pictured"] = found is not None and not self.of_texts and px.layout(found[0].shape) == "image"
         if found is not None and self.of_texts:
-            row["pieces"] = [vars(piece) for piece in texts.pieces(*found, self._changed(index, found[1]))]
+            original, changed = found
+            numbers = self._changed(index, changed)
+            row["pieces"] = [vars(piece) for piece in texts.pieces(original, changed, numbers)]
         return row
 
     def _changed(self, index: int, text: str | None) -> list[int]:
