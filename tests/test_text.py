@@ -316,6 +316,28 @@ def test_pretraining_foretells_words_and_moves_what_the_classifier_keeps() -> No
     assert moved == {"embedding", "lstm"}
 
 
+def test_padding_is_no_next_word() -> None:
+    from sparring.training.language import LanguageModel, NextToken
+
+    language = LanguageModel(classifier(dropout=0.0)).double()
+    rows = [language.classifier.encode([text]).ids for text in TEXTS]
+    answers = torch.cat([language(row)[0] for row in rows])
+    expected = nn.functional.cross_entropy(answers, torch.cat([row[0, 1:] for row in rows]))
+    batch = sp.Batch(language.classifier.encode(TEXTS).ids, torch.zeros(len(TEXTS), dtype=torch.long))
+    (found,) = [loss.value for loss in NextToken()(language, batch)]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_texts_without_a_next_word_are_no_hindrance_to_pretraining() -> None:
+    from sparring.training.language import pretrain
+
+    model = classifier()
+    result = pretrain(model, [*TEXTS, "\u200b", "\u200b"], epochs=1, batch_size=1)  # nothing but [EOS]
+    assert result.finished
+    with pytest.raises(ValueError, match="no text has two tokens"):
+        pretrain(model, ["\u200b"], epochs=1)
+
+
 @pytest.mark.parametrize("strategy", [sp.FreeLB(start=1e-9, step_size=1e-9), sp.TextAdversarial(1e-9), sp.SMART()])
 def test_in_mixed_precision_and_its_loss_is_told_as_it_is(strategy: Any) -> None:
     """The loss told is that of a text, not its K-th part; bf16 learns on any CPU."""

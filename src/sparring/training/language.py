@@ -28,7 +28,7 @@ class LanguageModel(nn.Module):
             )
         self.classifier = classifier
         self.decoder = nn.Linear(classifier.model.lstm.hidden_size, classifier.tokens.size)  # type: ignore[union-attr, arg-type]
-        self.to(classifier.device)
+        self.decoder.to(classifier.device, classifier.embedding.weight.dtype)
 
     def forward(self, x: Encoded | Tensor) -> Tensor:
         states: Tensor = self.classifier.model.states(self.classifier.encoded(x).ids[:, :-1])  # type: ignore[operator]
@@ -61,10 +61,11 @@ def pretrain(classifier: TextClassifier, texts: Sequence[str], *, epochs: int, *
     """Trains the embedding and the recurrent layer of a zoo `lstm` as a language model of these texts (Dai & Le 2015), in place.
 
     settings: of `sp.fit`; Adam with gradients clipped at 1 unless they say otherwise. ValueError for a network without
-    recurrent states, and where no text has two tokens.
+    recurrent states, and where no text has two tokens; one that has not is left out.
     """
-    ids = classifier.encode(texts).ids.cpu()
-    if ids.shape[1] < 2:
+    x = classifier.encode(texts)
+    ids = x.ids[x.mask.sum(1) > 1].cpu()
+    if not len(ids):
         raise ValueError("no text has two tokens: there is no next word to foretell")
     model = LanguageModel(classifier)
     given = {"optimizer": "adam", "max_grad_norm": 1.0, "batch_size": 64, "validation": False, **settings}
