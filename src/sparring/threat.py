@@ -21,13 +21,17 @@ NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 
 
 def parse_eps(eps: float | str) -> float:
-    """A number, or text such as ``8/255`` or ``0.3``.
+    """A number, or text such as ``8/255``, ``0.3`` or ``0.5/255``.
 
-    >>> parse_eps("8/255") == 8 / 255
-    True
+    >>> parse_eps("8/255") == 8 / 255, parse_eps("0.5/255") == 0.5 / 255
+    (True, True)
     """
     try:
-        value = float(Fraction(eps.replace(" ", ""))) if isinstance(eps, str) else float(eps)
+        if isinstance(eps, str):
+            over, slash, under = eps.replace(" ", "").partition("/")
+            value = float(Fraction(over) / (Fraction(under) if slash else 1))
+        else:
+            value = float(eps)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"eps={eps!r}: expected a number such as 0.3 or 8/255") from None
     if not value >= 0:
