@@ -29,7 +29,7 @@ def parse_eps(eps: float | str) -> float:
     try:
         if isinstance(eps, str):
             over, slash, under = eps.replace(" ", "").partition("/")
-            value = float(Fraction(over) / (Fraction(under) if slash else 1))
+            value = float(Fraction(over) / (Fraction(float(under)) if slash else 1))
         else:
             value = float(eps)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
