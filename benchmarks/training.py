@@ -108,13 +108,16 @@ METHODS: dict[str, Make] = {
     "Free-4 kept": lambda t: sp.Free(t, 4, keep=True),
     "Free-4 kept, 3 epochs": lambda t: sp.Free(t, 4, keep=True),
     "kept": lambda t: sp.PGDTraining(t, 1, step_size=0.5 * t.eps, keep=True),
+    "kept, in haste": lambda t: sp.PGDTraining(t, 1, step_size=0.5 * t.eps, keep=True),
     "kept + EMA": lambda t: average(sp.PGDTraining(t, 1, step_size=0.5 * t.eps, keep=True)),
 }
 # m replays a batch want fewer epochs (Shafahi et al. divide by m); these are left out at equal epochs
 OWN_TRIALS: dict[str, tuple[tuple[int, float], ...]] = {
     "Free-4 kept": ((3, 4e-3), (5, 4e-3)),
     "Free-4 kept, 3 epochs": ((3, 4e-3),),
+    "kept, in haste": ((5, 1e-2),),
 }
+BATCH = {"kept, in haste": 96}  # samples; 128 elsewhere
 
 
 class Book:
@@ -203,8 +206,8 @@ def learn(task: Task, method: str, epochs: int, lr: float, seed: int) -> tuple[n
     strategy.seed = seed
     clock = Clock((held[0][:1000], held[1][:1000]), threat)
     sp.fit(
-        model, used, strategy, epochs=epochs, lr=lr, schedule="cyclic", batch_size=128, seed=seed, validation=False,
-        callbacks=[clock], device=DEVICE, **task.fit,
+        model, used, strategy, epochs=epochs, lr=lr, schedule="cyclic", batch_size=BATCH.get(method, 128), seed=seed,
+        validation=False, callbacks=[clock], device=DEVICE, **task.fit,
     )  # fmt: skip
     best = evaluated(model, strategy)
     clean, robust = standing(best, held, threat)
