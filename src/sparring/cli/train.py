@@ -267,7 +267,9 @@ class Watch:
     def text(self) -> str:
         now = self.last
         return (
-            "nothing yet" if now is None else f"epoch {now.epoch} of {now.epochs}, batch {now.batch} of {now.batches},"
+            "what was learned"
+            if now is None
+            else f"epoch {now.epoch} of {now.epochs}, batch {now.batch} of {now.batches},"
         )
 
 

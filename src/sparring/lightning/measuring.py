@@ -56,6 +56,11 @@ def short_attack(attack: Attack | None, threat: Threat | None) -> Attack | None:
     return replace(attack, stop_when_fooled=True)
 
 
+def in_precision(attack: Attack, cast: torch.dtype | None) -> Attack:
+    """The attack in the Trainer's mixed precision, unless it names one of its own."""
+    return attack if cast is None or attack.autocast is not None else replace(attack, autocast=cast)
+
+
 def measured(
     model: nn.Module, attack: Attack | None, x: Tensor, y: Tensor, indices: Tensor, cast: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -68,7 +73,8 @@ def measured(
         robust = clean.clone()
         some = clean.nonzero().flatten()
         if len(some):
-            attack = attack if cast is None or attack.autocast is not None else replace(attack, autocast=cast)
             # by place: copies, for what inference mode made can take no gradient
-            robust[some] = attack(model, x[some], y[some], indices=indices[some.cpu()]).prediction == y[some]
+            robust[some] = (
+                in_precision(attack, cast)(model, x[some], y[some], indices=indices[some.cpu()]).prediction == y[some]
+            )
         return clean, robust

@@ -68,7 +68,7 @@ def totals(records: TextRecords, attacks: list[dict[str, Any]]) -> list[dict[str
     for number in range(len(attacks)):
         fooled = records.fooled_by(number)
         found = [entries[number] for entries in records.entries.values() if len(entries) > number]
-        shares = [len(e["changed"]) / e["words"] for e in found if e["fooled"] and "changed" in e]
+        shares = [len(e["changed"]) / max(e["words"], 1) for e in found if e["fooled"] and "changed" in e]
         rows.append(
             {
                 "fooled": fooled,
@@ -102,7 +102,7 @@ def gallery(records: TextRecords, names: list[str]) -> list[dict[str, Any]]:
         entries = [(k, e) for k, e in enumerate(records.entries[int(row["index"])]) if e["fooled"]]
         number, entry = min(entries, key=lambda item: len(item[1].get("changed", range(1 << 30))))
         words = "changed" in entry
-        size = len(entry["changed"]) / entry["words"] if words else entry["norm"]
+        size = len(entry["changed"]) / max(entry["words"], 1) if words else entry["norm"]
         shown.append(
             {
                 "index": int(row["index"]),

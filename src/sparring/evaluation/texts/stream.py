@@ -197,7 +197,7 @@ class TextStream:
         if stage.attack.substitutes:
             entry |= {"text": attempt.text, "changed": list(attempt.changed), "words": attempt.words}
             entry |= {"similarity": attempt.similarity}
-            share = len(attempt.changed) / attempt.words
+            share = len(attempt.changed) / max(attempt.words, 1)
             row["norm"] = row["distance"] = share if row["distance"] != row["distance"] else min(share, row["distance"])
         else:
             entry |= {"norm": attempt.norm}

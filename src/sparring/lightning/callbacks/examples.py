@@ -14,7 +14,7 @@ from sparring.inspection.pictures import need_images
 from sparring.lightning.callbacks.boards import show
 from sparring.lightning.callbacks.confused import box
 from sparring.lightning.callbacks.watching import EpochWatcher, Get
-from sparring.lightning.measuring import precision, short_attack, undisturbed
+from sparring.lightning.measuring import in_precision, precision, short_attack, undisturbed
 from sparring.threat import Threat
 
 
@@ -49,7 +49,7 @@ class AdversarialGallery(EpochWatcher):
         model, cast = self.logits(pl_module), precision(trainer)
         assert self.attack is not None
         with undisturbed(x):
-            made = self.attack(model, x, y, seed=self.seed).x
+            made = in_precision(self.attack, cast)(model, x, y, seed=self.seed).x
             with borrow(model, cast) as borrowed:
                 before, after = (self._seen(borrowed.look(part)) for part in (x, made))
         threat = getattr(self.attack, "threat", None)
