@@ -28,8 +28,17 @@ NEEDS: dict[str, Callable[[type], Strategy]] = {
 STRATEGIES = {n: k for n in sp.__all__ if isinstance(k := getattr(sp, n), type) and issubclass(k, Strategy)}
 
 
+ELSEWHERE = {"VAT": "few-labels.md"} | dict.fromkeys(
+    ("TextAdversarial", "TextVAT", "FreeLB", "SMART", "FGM"), "text.md"
+)
+
+
 def test_every_strategy_is_in_the_table() -> None:
-    assert sorted(name for name, _, _ in ROWS) == sorted(STRATEGIES)
+    assert sorted(name for name, _, _ in ROWS) == sorted(set(STRATEGIES) - set(ELSEWHERE))
+    for name, page in ELSEWHERE.items():
+        assert name in STRATEGIES
+        assert f"({page})" in PAGE
+        assert f"{name}(" in (pages.DOCS / page).read_text("utf-8")
 
 
 @pytest.mark.parametrize(("name", "forwards", "backwards"), ROWS)

@@ -26,7 +26,7 @@ SHAPES = {
 SMALL = {"efficientnet-lite0": {"pretrained": False}, "preact-resnet18": {"width": 16}}
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", [name for name in zoo.names() if name != "lstm"])  # of texts: test_text.py
 def test_networks_are_deterministic_and_leave_the_generator_alone(name: str) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
