@@ -26,7 +26,7 @@ SHAPES = {
 SMALL = {"efficientnet-lite0": {"pretrained": False}, "preact-resnet18": {"width": 16}}
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.names() if name != "lstm"])  # of texts: test_text.py
+@pytest.mark.parametrize("name", [name for name in zoo.names() if name != "lstm"])  # of texts, below
 def test_networks_are_deterministic_and_leave_the_generator_alone(name: str) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -38,6 +38,15 @@ def test_networks_are_deterministic_and_leave_the_generator_alone(name: str) -> 
     assert not torch.allclose(logits, different)
     assert logits.shape == (3, 1000 if name.startswith("eff") else 10)
     assert torch.allclose(model(x[1:2]), logits[1:2], atol=1e-4)
+
+
+def test_the_lstm_is_deterministic_and_leaves_the_generator_alone() -> None:
+    before = torch.get_rng_state()
+    one, same, other = (zoo.build("lstm", seed=s, vocabulary=20, embedding=4, hidden=5).eval() for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    x = torch.randint(2, 20, (3, 7), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(one(x), same(x))
+    assert not torch.allclose(one(x), other(x))
 
 
 def test_other_shapes() -> None:

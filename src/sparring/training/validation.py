@@ -89,7 +89,8 @@ def prepare(
         count = min(samples or len(feed.numbers), len(feed.numbers) // HELD_OUT)
         if not count:
             raise ValueError(
-                f"{len(feed.numbers)} samples are too few to hold some out: give validation=, or validation=False (--validation none)"
+                f"{len(feed.numbers)} samples are too few to hold some out: give validation=, or validation=False "
+                "(--validation none)"
             )
         numbers = feed.hold_out(count)
         x, y = feed.take(numbers)
