@@ -45,8 +45,9 @@ def test_the_lstm_is_deterministic_and_leaves_the_generator_alone() -> None:
     one, same, other = (zoo.build("lstm", seed=s, vocabulary=20, embedding=4, hidden=5).eval() for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     x = torch.randint(2, 20, (3, 7), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(one(x), same(x))
-    assert not torch.allclose(one(x), other(x))
+    mask = torch.ones_like(x)
+    assert torch.equal(one(x, mask), same(x, mask))
+    assert not torch.allclose(one(x, mask), other(x, mask))
 
 
 def test_other_shapes() -> None:
