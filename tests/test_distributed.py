@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 import sparring as sp
+from crew import torchrun
 from sparring.cli import main
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch can't talk to other processes")
@@ -107,15 +107,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     y[::10] = (y[::10] + 1) % 3
     np.savez(folder / "data.npz", x=x, y=y.numpy())
     return folder
-
-
-def torchrun(folder: Path, *arguments: str, restarts: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
-    return subprocess.run(
-        [*command, "--max-restarts", str(restarts), *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
 
 
 def without_times(document: dict[str, Any]) -> dict[str, Any]:

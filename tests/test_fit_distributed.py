@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+import crew
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch can't talk to other processes")
 
@@ -82,21 +81,13 @@ for data in ((bad, y), (x[:3], y[:3])):
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("crew")
     (folder / "train.py").write_text(SCRIPT)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    settings: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300, "cwd": folder, "env": environment}
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--max-restarts",
-        "1",
-    ]
-    for name, command in (("one", [sys.executable]), ("two", torchrun)):
+    for name in ("one", "two"):
         (folder / name).mkdir()
-        run = subprocess.run([*command, "train.py", name], **settings)
+        run = (
+            crew.python(folder, "train.py", name)
+            if name == "one"
+            else crew.torchrun(folder, "train.py", name, restarts=1)
+        )
         assert run.returncode == 0, run.stderr[-3000:]
     return folder
 

@@ -6,7 +6,6 @@ As a script, under torchrun, this file is one of those processes: it writes the 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import sparring as sp
+from crew import torchrun
 
 pl = pytest.importorskip("lightning.pytorch")
 
@@ -117,9 +117,7 @@ def trained(name: str, processes: int, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, __file__, str(tmp_path)], capture_output=True, text=True, timeout=280, env=quiet)
+    done = torchrun(Path(__file__).parent, __file__, str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     for name in [*STRATEGIES, "callback"]:
         alone = trained(name, 1, tmp_path)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import crew
 import sparring as sp
 
 SCRIPT = """
@@ -38,11 +36,8 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     """Batches of 7 and 9: the processes' shares are unequal, and unequal in another way for each kind. A large xi, because the
     finite difference divides the last digits, in which sums of other orders differ, by it."""
     (tmp_path / "train.py").write_text(SCRIPT)
-    given: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300, "cwd": tmp_path}
-    given["env"] = os.environ | {"OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for name, command in (("one", [sys.executable]), ("two", torchrun)):
-        run = subprocess.run([*command, "train.py", name], **given)
+    for name, start in (("one", crew.python), ("two", crew.torchrun)):
+        run = start(tmp_path, "train.py", name)
         assert run.returncode == 0, run.stderr[-3000:]
     one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     for key in one:
