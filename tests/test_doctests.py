@@ -48,3 +48,12 @@ def test_every_public_name_is_importable_and_known_to_type_checkers() -> None:
 def test_import_sparring_loads_no_torch() -> None:
     code = "import sys, sparring; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_strategies_and_attacks_load_no_compiler() -> None:
+    """torch's compiler takes as long to import as torch does: only who compiles pays for it. Lightning loads it too."""
+    code = (
+        "import sys, sparring as sp; sp.fit, sp.YOPO, sp.evaluate, sp.PGD, sp.VAT;"
+        "heavy = {'torch._dynamo', 'lightning_fabric', 'matplotlib', 'transformers'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

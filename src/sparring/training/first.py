@@ -87,9 +87,9 @@ class First:
         self._bare: nn.Module = getattr(model, "_orig_mod", model)  # what is broken off is not worth compiling
         self._action: Action | None = None
         if self._bare is not model:
-            layer.register_forward_hook(self._hook)
+            # as a decorator this would import the compiler, two seconds' worth, for everybody
+            layer.register_forward_hook(torch.compiler.disable(self._hook))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _hook(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor | None:
         return None if self._action is None else self._action(output)
 
