@@ -88,7 +88,7 @@ class First:
         self._action: Action | None = None
         if self._bare is not model:
             # as a decorator this would import the compiler, two seconds' worth, for everybody
-            layer.register_forward_hook(torch.compiler.disable(self._hook))
+            layer.register_forward_hook(torch.compiler.disable(self._hook))  # type: ignore[no-untyped-call]
 
     def _hook(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor | None:
         return None if self._action is None else self._action(output)
