@@ -245,3 +245,21 @@ def test_real_minilm_weights() -> None:
                 optimizer.zero_grad()
         firsts.append(sum(losses))
     assert firsts[-1] < firsts[0]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_text_keeps_its_end_where_padding_is_the_same_token(side: str) -> None:
+    tokens = tokenizer(side)
+    tokens.pad_token = tokens.eos_token
+    model = TextClassifier(network(), tokens, ["a", "b"]).double().eval()
+    texts = ["good film", "a film that was not good"]
+    ids, _ = model.tensors(texts, [0, 1])
+    seen, direct = model.encoded(ids), model.encode(texts)
+    assert bool((ids == -1).any())
+    assert torch.equal(seen.ids, direct.ids)
+    assert torch.equal(seen.mask, direct.mask)
+    assert torch.equal(seen.special, direct.special)
+    assert int(seen.mask.sum(1)[0]) == len(tokens(texts[0])["input_ids"])
+    assert torch.allclose(model(ids), model.logits(texts))
+    with pytest.raises(ValueError, match="padding and a token of texts: pad with -1"):
+        model.encoded(direct.ids)

@@ -140,7 +140,7 @@ def train_text(settings: TextTrainSettings = DEFAULT) -> Outcome:
     if held is not None:
         given["validation"] = classifier.tensors(held.texts, held.labels)
     if others and strategy.takes_unlabelled:
-        both = classifier.encode([*texts.texts, *others]).ids.cpu()  # in the paper the labelled texts are among them
+        both = classifier.numbers([*texts.texts, *others])  # in the paper the labelled texts are among them
         given |= {"unlabelled": both, "unlabelled_batch_size": settings.batch_size}
     names = ("epochs", "batch_size", "weight_decay", "max_grad_norm", "precision", "save_every", "time_limit", "seed")
     with Bar() as show:

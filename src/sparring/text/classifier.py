@@ -99,19 +99,35 @@ class TextClassifier(nn.Module):
         return Encoded.pad(rows, self.tokens.pad_id, self.tokens.special_ids, left=self.tokens.left).to(self.device)
 
     def tensors(self, texts: Sequence[str], labels: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Token numbers (N, T), padded to the longest, and classes (N,), on the CPU: data for `sp.fit`."""
+        """`numbers` of texts, and their classes (N,), on the CPU: data for `sp.fit`."""
         y = torch.as_tensor(labels, dtype=torch.long)
         if y.shape != (len(texts),):
             raise ValueError(
                 f"{len(texts)} texts and labels of shape {tuple(y.shape)}: expected a class number for each"
             )
-        return self.encode(texts).ids.cpu(), y
+        return self.numbers(texts), y
+
+    def numbers(self, texts: Sequence[str]) -> Tensor:
+        """Token numbers (N, T), padded to the longest, on the CPU: with −1 where the tokenizer pads with a token that texts
+        hold (pad = eos)."""
+        x = self.encode(texts)
+        return x.ids.masked_fill(~x.mask, self.tokens.fill).cpu()
 
     def encoded(self, x: Encoded | Tensor) -> Encoded:
-        """Token numbers (B, T), padded at one end, as a batch; columns of nothing but padding are left out."""
+        """Token numbers (B, T), padded at one end as `numbers` does it, as a batch; columns of nothing but padding are left out.
+
+        ValueError where it can't be told which of them are padding.
+        """
         if isinstance(x, Encoded):
             return x
-        return Encoded.of_ids(x, self.tokens.pad_id, self.tokens.special_ids, left=self.tokens.left)
+        tokens = self.tokens
+        edge = x[:, :2] if tokens.left else x[:, -2:]
+        if tokens.fill != tokens.pad_id and edge.shape[1] == 2 and bool((edge == tokens.pad_id).all(1).any()):
+            raise ValueError(
+                f"texts end in {tokens.pad_id}, which is padding and a token of texts: pad with {tokens.fill}, as "
+                "TextClassifier.numbers does, or give an Encoded with its mask"
+            )
+        return Encoded.of_ids(x, tokens.pad_id, tokens.special_ids, left=tokens.left, fill=tokens.fill)
 
     def forward(self, x: Encoded | Tensor) -> Tensor:
         """Logits (B, C), in the module's own mode, with a graph where gradients are on."""

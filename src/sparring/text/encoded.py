@@ -37,9 +37,13 @@ class Encoded:
         return cls(ids, mask, torch.isin(ids, special_ids) | ~mask)
 
     @classmethod
-    def of_ids(cls, ids: Tensor, pad_id: int, special_ids: Tensor, *, left: bool = False) -> Encoded:
-        """Token numbers (B, T) padded with `pad_id` at one end; columns that are padding in every row are cut off."""
-        there = ids != pad_id
+    def of_ids(
+        cls, ids: Tensor, pad_id: int, special_ids: Tensor, *, left: bool = False, fill: int | None = None
+    ) -> Encoded:
+        """Token numbers (B, T) padded with `fill`, left out `pad_id`, at one end, which the model sees as `pad_id`; columns that
+        are padding in every row are cut off."""
+        there = ids != (pad_id if fill is None else fill)
+        ids = torch.where(there, ids, pad_id)
         real = there.flip(1).cummax(1).values.flip(1) if not left else there.cummax(1).values
         columns = real.any(0)
         columns[-1 if left else 0] = True  # a batch of nothing keeps a column

@@ -53,7 +53,8 @@ def build_tokenizer(texts: Iterable[str], size: int = 20_000, *, lowercase: bool
 class Tokens:
     """What a classifier asks of a tokeniser, whoever made it.
 
-    pad_id: of padding. unknown_id: of words that are not in the vocabulary; None where it splits those up.
+    pad_id: of padding. fill: what stands for padding in a table of token numbers; −1 where pad_id is also a token of texts, as
+    with pad = eos. unknown_id: of words that are not in the vocabulary; None where it splits those up.
     special_ids: (n,) of tokens that are no part of a text; unknown words are. left: padding side.
     limit: the longest text in tokens that it says its model takes; None where it says nothing.
     """
@@ -86,6 +87,12 @@ class Tokens:
                 "the tokenizer has no padding token: set one, as in tokenizer.pad_token = tokenizer.eos_token"
             )
         self.pad_id = int(pad)
+        ends = (
+            ()
+            if self.own
+            else (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id)
+        )
+        self.fill = -1 if self.pad_id in ends else self.pad_id
         self.special_ids: Tensor = torch.tensor(sorted(special), dtype=torch.long)
 
     def rows(self, texts: Sequence[str], limit: int | None) -> tuple[list[list[int]], int]:
