@@ -148,18 +148,47 @@ def test_the_steps_are_those_of_the_attack(client: Any, picture: str) -> None:
     assert (kinds["done"][0]["forwards"], kinds["done"][0]["backwards"]) == (1 + 6 + 2, 5)
 
 
+@pytest.mark.parametrize("attack", ["square", "hopskipjump"])
+def test_an_attack_by_queries_shows_the_best_so_far(client: Any, picture: str, attack: str) -> None:
+    """About fifty frames, whatever it asks; the last is what the attack itself finds."""
+    x = seen(red_picture())[None]
+    network = Colours()
+    cls = sp.Square if attack == "square" else sp.HopSkipJump
+    direct = cls(sp.Linf("16/255"), queries=400)(network, x, network(x).argmax(1))
+    kinds = told(client, start(client, picture, attack=attack, queries=400)["job"])
+    begin, frames, answer = kinds["begin"][0], kinds["frame"], kinds["done"][0]["answer"]
+    assert (begin["axis"], begin["end"]) == ("query", 400)
+    at = [frame["at"] for frame in frames]
+    assert at[0] == 1
+    assert at == sorted(set(at))
+    assert 10 <= len(at) <= 52
+    fooling = [frame for frame in frames if frame["fooled"]]
+    assert fooling
+    assert fooling == frames[-len(fooling) :]  # the best so far never gets worse
+    if attack == "square":
+        assert [f["objective"] for f in fooling] == sorted(f["objective"] for f in fooling)
+    else:
+        assert [f["norm"] for f in fooling] == sorted((f["norm"] for f in fooling), reverse=True)
+        assert fooling[-1]["norm"] < fooling[0]["norm"] / 2
+    assert answer["success"] == bool(direct.success[0]) is True
+    assert answer["norm"] == pytest.approx(float(direct.norm[0]), abs=1e-7)
+    # what the attack asks, a look at each frame, one at the beginning and two at the end
+    assert kinds["done"][0]["forwards"] == direct.forwards + len(frames) + 3
+    assert kinds["done"][0]["backwards"] == 0
+
+
 @pytest.mark.parametrize("attack", list(ATTACKS))
 def test_every_attack_runs_and_is_built_as_the_command_line_builds_it(client: Any, picture: str, attack: str) -> None:
     from sparring.cli.attack import AttackSettings, build
 
-    made = start(client, picture, attack=attack, eps="20/255", steps=8)
+    made = start(client, picture, attack=attack, eps="20/255", steps=8, queries=100)
     kinds = told(client, made["job"])
     assert "done" in kinds, kinds
     words = shlex.split(made["command"])
     assert words[:3] == ["sparring", "attack", "red.png"]
     options = {k[2:]: v for k, v in zip(words[3::2], words[4::2], strict=True)}
-    typed = {k: int(v) if k in ("steps", "size", "seed") else v for k, v in options.items()}
-    order = Order(network="colours", picture=picture, attack=attack, eps="20/255", steps=8)
+    typed = {k: int(v) if k in ("steps", "queries", "size", "seed") else v for k, v in options.items()}
+    order = Order(network="colours", picture=picture, attack=attack, eps="20/255", steps=8, queries=100)
     assert repr(build(AttackSettings([Path("red.png")], **typed))) == repr(attack_of(order))
 
 
@@ -214,10 +243,23 @@ def test_rounding_that_undoes_it_is_said(client: Any) -> None:
     assert np.array_equal(saved, pixels)
 
 
+def test_an_example_outside_eps_is_told_from_one_inside(client: Any, picture: str) -> None:
+    """What looks for the least change may find one that is larger than eps: it fools, and is no success."""
+    for attack in ("fmn", "hopskipjump"):
+        answers = [
+            told(client, start(client, picture, attack=attack, eps=eps, steps=20)["job"])["done"][0]["answer"]
+            for eps in ("1/255", "32/255")
+        ]
+        assert [(answer["success"], answer["fools"]) for answer in answers] == [(False, True), (True, True)]
+        assert answers[0]["norm"] == answers[1]["norm"] > 1 / 255
+
+
 def test_a_sweep_tells_where_the_verdict_flips(client: Any, picture: str) -> None:
     kinds = told(client, start(client, picture, sweep=True, eps="8/255", steps=6)["job"])
     frames = sorted(kinds["frame"], key=lambda frame: frame["at"])
-    assert [frame["at"] for frame in frames] == pytest.approx([i / 255 for i in range(1, 17)], abs=1e-7)
+    assert [frame["at"] for frame in frames] == pytest.approx(
+        [8 / 255 * 2 ** ((i - 9) / 2) for i in range(12)], rel=1e-6
+    )
     fooled = [frame["fooled"] for frame in frames]
     assert fooled == sorted(fooled)
     assert fooled[0] is False
@@ -291,6 +333,24 @@ def test_a_job_can_be_stopped(client: Any, picture: str) -> None:
     assert 0 < len(kinds["frame"]) < 100
 
 
+def test_a_server_that_stops_ends_its_streams_at_once() -> None:
+    """In the middle of a step that takes seconds: Ctrl-C waits for nobody's network."""
+    slow = Network.of("slow", Colours(0.0), shapes=[(3, 32, 32)], classes=NAMES)
+    lab = Lab([slow])
+    with running(lab) as address, connected(address) as client:
+        token = upload(client, red_picture())
+        slow.model.delay = 2.5
+        job = start(client, token, network="slow")["job"]
+        time.sleep(0.5)  # the first of its steps is being taken
+        began = time.monotonic()
+        threading.Timer(0.3, lab.jobs.stop).start()
+        kinds = told(client, job)
+        assert time.monotonic() - began < 1.5
+        assert [one["reason"] for one in kinds["ended"]] == ["the server stops"]
+        time.sleep(2.5)
+        assert told(client, job) == kinds  # what the step brought comes too late
+
+
 def test_a_closed_tab_frees_its_job(client: Any, picture: str) -> None:
     job = start(client, picture, network="slow colours", steps=300)["job"]
     with client.stream("GET", "/api/events", params={"job": job}) as stream:
@@ -336,6 +396,10 @@ def test_a_network_that_fails_is_told_and_the_server_goes_on(client: Any, pictur
         ({"target": 4}, "classes 0 to 3"),
         ({"norm": "none"}, "only an optimiser"),
         ({"attack": "fmn", "sweep": True}, "no eps to sweep"),
+        ({"attack": "hopskipjump", "sweep": True}, "no eps to sweep"),
+        ({"attack": "hopskipjump", "target": 1}, "no picture of it to begin with"),
+        ({"attack": "square", "norm": "l1"}, "l1"),
+        ({"attack": "square", "queries": 10_001}, "less than or equal to 10000"),
         ({"attack": "rfgsm", "norm": "l2"}, "no form for l2"),
         ({"steps": 301}, "less than or equal to 300"),
         ({"steps": "5"}, "valid integer"),

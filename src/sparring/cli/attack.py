@@ -31,6 +31,8 @@ TAKES = {
     "mifgsm": {"steps", "objective"},
     "fmn": {"steps"},
     "optimizer": {"steps", "objective", "optimizer", "lr", "optimizer_args"},
+    "square": {"queries", "restarts", "objective"},
+    "hopskipjump": {"queries"},
 }
 
 
@@ -60,14 +62,19 @@ class AttackSettings(SeedSettings, ModelSettings, Photographs):
     """Largest change, pixels in [0, 1]; left out: 8/255 for linf, 3 for l2, 200 for l1, 1000 values for l0."""
     target: Annotated[str | None, THREAT] = None
     """Class to reach: its number, its name, or least-likely, second, random; left out, any wrong class will do."""
-    attack: Annotated[Literal["pgd", "fgsm", "rfgsm", "ifgsm", "mifgsm", "fmn", "optimizer"] | None, ATTACK] = None
-    """pgd if left out, fmn for l0, or optimizer where --optimizer is given. fmn looks for the smallest change."""
+    attack: Annotated[
+        Literal["pgd", "fgsm", "rfgsm", "ifgsm", "mifgsm", "fmn", "optimizer", "square", "hopskipjump"] | None, ATTACK
+    ] = None
+    """pgd if left out, fmn for l0, or optimizer where --optimizer is given. fmn and hopskipjump look for the smallest change;
+    square asks for the model's scores only, hopskipjump for its decisions only."""
     steps: Annotated[int | None, ATTACK] = None
     """Gradient steps; left out: pgd 40, ifgsm and mifgsm 10, fmn and optimizer 100."""
+    queries: Annotated[int | None, ATTACK] = None
+    """What square and hopskipjump may ask about each photograph; 5000 if left out."""
     restarts: Annotated[int | None, ATTACK] = None
-    """Random starts of pgd; 1 if left out."""
+    """Random starts of pgd and square; 1 if left out."""
     objective: Annotated[Literal["cross-entropy", "margin", "dlr", "logit"] | None, ATTACK] = None
-    """What is climbed; cross-entropy if left out."""
+    """What is climbed; cross-entropy if left out, by square margin."""
     optimizer: Annotated[str | None, ATTACK] = None
     """A class of torch.optim moves the image: SGD, RMSprop, Adam, ..."""
     lr: Annotated[Number | None, ATTACK] = None
@@ -133,7 +140,7 @@ def build(settings: AttackSettings) -> "Attack":
     from sparring.threat import Threat, parse_eps
 
     name = settings.attack or ("optimizer" if settings.optimizer else "fmn" if settings.norm == "l0" else "pgd")
-    options = ("steps", "restarts", "objective", "optimizer", "lr", "optimizer_args")
+    options = ("steps", "queries", "restarts", "objective", "optimizer", "lr", "optimizer_args")
     given = {option: getattr(settings, option) for option in options if getattr(settings, option) not in (None, [])}
     for option in given:
         if option not in TAKES[name]:

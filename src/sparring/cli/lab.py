@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: cyclopts reads the annotations of inherited fields as they stand.
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,8 +90,15 @@ def lab(settings: LabSettings = _SETTINGS) -> Outcome:
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=2, server_header=False
     )
+    threading.Thread(target=_prepare, daemon=True).start()
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: Any = None) -> None:
+            bench.jobs.stop()  # first: the page's stream, open as long as an attack runs, would be waited for
+            await super().shutdown(sockets)
+
     with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once all is closed
-        uvicorn.Server(config).run(sockets=[socket])
+        Server(config).run(sockets=[socket])
     return Outcome({"address": address})
 
 
@@ -200,6 +208,13 @@ def _samples(bench: "Lab", settings: LabSettings) -> None:
         bench.pictures.add_sample(path, images.classes[label] if images.classes else f"class {label}")
 
 
+def _prepare() -> None:
+    """What the first optimiser of torch.optim that is made brings in, which takes seconds: meanwhile a person reads the page."""
+    import importlib
+
+    importlib.import_module("torch._dynamo")
+
+
 def _loopback(host: str) -> bool:
     import ipaddress
 
@@ -224,7 +239,6 @@ def _listen(host: str, port: int) -> Any:
 
 
 def _open(address: str) -> None:
-    import threading
     import webbrowser
 
     threading.Timer(0.8, webbrowser.open, [address]).start()

@@ -8,14 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from sparring.attacks import GradientAttack
 from sparring.borrow import borrow
 from sparring.evaluation.cascade import NAMED
 from sparring.lab import wire
 from sparring.lab.jobs import Job, Jobs, Limits
 from sparring.lab.networks import Network
 from sparring.lab.pictures import MAX_BYTES, Pictures, Refused
-from sparring.lab.requests import ATTACKS, EPS, MAX_STEPS, RATES, Look, Order
+from sparring.lab.requests import ATTACKS, EPS, MAX_QUERIES, MAX_STEPS, QUERIES, RATES, AttackName, Look, Order, nearest
 from sparring.lab.results import Run
 
 
@@ -68,6 +67,8 @@ class Lab:
             "rates": RATES,
             "eps": EPS,
             "max_steps": MAX_STEPS,
+            "queries": QUERIES,
+            "max_queries": MAX_QUERIES,
             "max_bytes": MAX_BYTES,
             "runs": [run.summary() for run in self.runs.values()],
         }
@@ -89,11 +90,13 @@ class Lab:
         return self.pictures.tensor(order.picture, network.shape)
 
 
-def _has(name: str) -> dict[str, bool]:
-    """Which of the page's settings an attack has."""
+def _has(name: AttackName) -> dict[str, Any]:
+    """Which of the page's settings an attack has, and what it asks of a network."""
     known = {f.name for f in fields(NAMED[name])}
     return {
         "steps": "steps" in known,
+        "queries": "queries" in known,
         "optimizer": "optimizer" in known,
-        "objective": issubclass(NAMED[name], GradientAttack),
+        "nearest": nearest(name),
+        "access": NAMED[name].access,
     }

@@ -82,6 +82,11 @@ class Job:
         if time.monotonic() > self._deadline:
             raise Ended(f"it took more than {self.limits.seconds:g} s: fewer steps, or a smaller network")
 
+    def end(self, reason: str) -> None:
+        """Tell whoever looks that it is over; a step that is being taken is the last."""
+        self.cancel(reason)
+        self.publish("ended", {"reason": reason}, "ended")
+
     def leave(self, viewer: object) -> None:
         self._left = time.monotonic()
         del self.viewers[viewer]
@@ -89,6 +94,8 @@ class Job:
     def publish(self, kind: str, document: dict[str, Any], state: str | None = None) -> None:
         """An event for everybody who looks, now and later."""
         with self._lock:
+            if self.over:
+                return  # it was ended from outside, in the middle of a step
             event = wire.event(kind, {"job": self.id, **document})
             self.events.append(event)
             self.size += len(event)
@@ -105,7 +112,7 @@ class Job:
             self.check()
             self._attack()
         except Ended as end:
-            self.publish("ended", {"reason": str(end)}, "ended")
+            self.end(str(end))
         except Exception as error:  # settings, or somebody's network: whoever looks is told, and the server goes on
             LOG.warning("an attack on %s failed", self.network.name, exc_info=error)
             line = " ".join(str(error).split())[:300] or type(error).__name__
@@ -124,8 +131,8 @@ class Job:
         }
         if order.sweep:
             eps = float(self.attack.threat.eps)
-            sizes = [2 * eps * i / SIZES for i in range(1, SIZES + 1)]
-            self.publish("begin", {**began, "axis": "eps", "frames": SIZES})
+            sizes = [eps * size for size in SIZES]
+            self.publish("begin", {**began, "axis": "eps", "end": sizes[-1]})
             for frame, answer in watched.sweep(sizes):
                 self.answers[frame.at] = answer
                 seen = wire.frame(network, self.x, frame, also)
@@ -133,7 +140,9 @@ class Job:
             flips = min((at for at, answer in self.answers.items() if answer.success), default=None)
             document: dict[str, Any] = {"flips": flips}
         else:
-            self.publish("begin", {**began, "axis": "step", "frames": self.attack.steps + 1})
+            gradients = self.attack.access == "gradients"
+            axis, end = ("step", self.attack.steps) if gradients else ("query", order.queries)
+            self.publish("begin", {**began, "axis": axis, "end": end})
             for frame in watched.steps():
                 self.publish("frame", wire.frame(network, self.x, frame, also))
             self.answers[0.0] = watched.answer
@@ -225,15 +234,19 @@ class Jobs:
         with self._changed:
             self._drop_abandoned()
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """End all jobs, so that nobody's stream keeps the server from closing."""
         with self._changed:
             self._closed = True
             for job in (*self._queue, *self._running):
-                job.cancel("the server stops")
-            self._drop_abandoned()
+                job.end("the server stops")
+            self._queue.clear()
             self._changed.notify_all()
+
+    def close(self) -> None:
+        self.stop()
         for thread in self._threads:
-            thread.join(5)
+            thread.join(2)
 
     def _drop_abandoned(self) -> None:
         """Jobs that would end at once need not wait for a worker."""
@@ -242,7 +255,7 @@ class Jobs:
                 job.check()
             except Ended as end:
                 self._queue.remove(job)
-                job.publish("ended", {"reason": str(end)}, "ended")
+                job.end(str(end))
 
     def _forget(self) -> None:
         """The oldest of the finished, where there are too many or they are too large."""

@@ -9,21 +9,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from sparring.attacks import Attack, GradientAttack
+from sparring.attacks import Attack, GradientAttack, HopSkipJump
+from sparring.attacks.minimal import MinimalAttack
 from sparring.evaluation.cascade import NAMED
 from sparring.lab.networks import Network
 from sparring.lab.pictures import Refused
 from sparring.threat import Threat, parse_eps
 
-AttackName = Literal["pgd", "fgsm", "rfgsm", "ifgsm", "mifgsm", "fmn", "optimizer"]
-ATTACKS: dict[str, str] = {
+AttackName = Literal["pgd", "fgsm", "rfgsm", "ifgsm", "mifgsm", "fmn", "optimizer", "square", "hopskipjump"]
+ATTACKS: dict[AttackName, str] = {
     "pgd": "PGD",
     "fgsm": "FGSM",
     "ifgsm": "I-FGSM",
     "mifgsm": "MI-FGSM",
     "rfgsm": "R+FGSM",
-    "fmn": "FMN: the smallest change",
-    "optimizer": "An optimiser of torch.optim",
+    "optimizer": "An optimiser",
+    "fmn": "FMN: least change",
+    "square": "Square",
+    "hopskipjump": "HopSkipJump",
 }
 Optimizer = Literal["SGD", "Adam", "RMSprop", "AdamW", "NAdam", "RAdam", "Adagrad", "Adadelta", "Adamax", "Rprop"]
 RATES: dict[str, float] = {
@@ -33,8 +36,10 @@ RATES: dict[str, float] = {
 """Learning rates to start from: of Adam and its like a step in input units; SGD's multiplies the gradient."""
 EPS = {"linf": "8/255", "l2": "3", "l1": "200"}
 MAX_STEPS = 300
-SIZES = 16
-"""How many sizes of the change a sweep looks at, from eps / 8 to twice eps."""
+QUERIES = 1000
+MAX_QUERIES = 10_000
+SIZES = [2 ** ((i - 9) / 2) for i in range(12)]
+"""What a sweep multiplies eps by: up to twice, in steps of √2, because ordinary networks fall far below the usual eps."""
 
 Token = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -58,6 +63,7 @@ class Order(Look):
     norm: Literal["linf", "l2", "l1", "none"] = "linf"
     eps: Annotated[str, StringConstraints(max_length=24)] = "8/255"
     steps: int = Field(20, ge=1, le=MAX_STEPS)
+    queries: int = Field(QUERIES, ge=1, le=MAX_QUERIES)
     target: int | None = Field(None, ge=0, le=1_000_000)
     objective: Literal["cross-entropy", "margin", "dlr", "logit"] = "cross-entropy"
     optimizer: Optimizer = "Adam"
@@ -82,19 +88,34 @@ def _threat(order: Order) -> Threat:
         if order.attack != "optimizer" or order.sweep:
             raise ValueError("without a limit on the change only an optimiser works, and there is no eps to sweep")
         return Threat("l2", math.inf)
-    if order.sweep and order.attack == "fmn":
-        raise ValueError("FMN looks for the smallest change itself: there is no eps to sweep")
+    if order.sweep and nearest(order.attack):
+        raise ValueError(f"{NAMED[order.attack].__name__} looks for the least change itself: there is no eps to sweep")
+    if order.attack == "hopskipjump" and order.target is not None:
+        raise ValueError(
+            "HopSkipJump reaches a class only from a picture of it, and there is no picture of it to begin with: take "
+            "any wrong class, or Square"
+        )
     eps = parse_eps(order.eps)
     if not 0 < eps < math.inf:
         raise ValueError(f"eps={order.eps!r}: expected a number above 0, such as 8/255")
     return Threat(order.norm, eps, typed=order.eps)
 
 
+def nearest(attack: AttackName) -> bool:
+    """Whether it looks for the smallest change, instead of staying within eps."""
+    return issubclass(NAMED[attack], MinimalAttack | HopSkipJump)
+
+
 def settings_of(order: Order) -> dict[str, Any]:
     """Those of the settings that this attack has."""
     cls = NAMED[order.attack]
     known = {f.name for f in fields(cls)}
-    wanted: dict[str, Any] = {"steps": order.steps, "optimizer": order.optimizer, "lr": rate(order)}
+    wanted: dict[str, Any] = {
+        "steps": order.steps,
+        "queries": order.queries,
+        "optimizer": order.optimizer,
+        "lr": rate(order),
+    }
     if issubclass(cls, GradientAttack) and order.objective != "cross-entropy":
         wanted["objective"] = order.objective
     return {name: value for name, value in wanted.items() if name in known}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from sparring.rows import Rows
 from sparring.threat import Threat
 
 TOGETHER = 4  # sizes of a sweep under attack at once
+QUERY_FRAMES = 50
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,12 @@ class Frame:
 
 @dataclass(frozen=True)
 class Answer:
-    """How it ended: x (C, H, W) the best iterate, its 8-bit picture, and what the network says of both."""
+    """How it ended: x (C, H, W) the best iterate, its 8-bit picture, and what the network says of both. fools: success, or
+    by a change that is larger than eps."""
 
     x: Tensor
     success: bool
+    fools: bool
     norm: float
     logits: Tensor
     rounded: Tensor
@@ -95,26 +99,52 @@ class Watched:
                 self.backwards += model.backwards
 
     def steps(self) -> Iterator[Frame]:
-        """A frame for each step, the first of the start; afterwards `answer` has the end."""
+        """A frame for each step, the first of the start; afterwards `answer` has the end.
+
+        Of an attack by queries: about fifty of the best so far, because a single question shows nothing.
+        """
         with self._borrowed() as model:
             rows = self._rows(model, self.attack.threat, 1)
-            witness = Witness(1)
-            pool = self.attack.pool(model, seed=self.seed, stop_when_fooled=False, trace=witness)
-            with self.network.turn:
-                pool.add(rows)
-            done, number = None, 0
-            while len(pool):
-                self.check()
-                group = pool.active if pool.active is not None and len(pool.active) else pool.parked
-                assert group is not None
-                point = group.threat.rounded(group.original, group.x)
-                with self.network.turn:
-                    done = pool.step()
-                assert witness.logits is not None
-                yield self._frame(number, point, witness.value, witness.logits)
-                number += 1
-            assert done is not None
+            climbs = self.attack.access == "gradients"
+            done = yield from (self._climb if climbs else self._ask)(model, rows)
             self.answer = self._judge(model, done)
+
+    def _climb(self, model: Borrowed, rows: Rows) -> Generator[Frame, None, Rows]:
+        witness = Witness(1)
+        pool = self.attack.pool(model, seed=self.seed, stop_when_fooled=False, trace=witness)
+        with self.network.turn:
+            pool.add(rows)
+        done, number = None, 0
+        while len(pool):
+            self.check()
+            group = pool.active if pool.active is not None and len(pool.active) else pool.parked
+            assert group is not None
+            point = group.threat.rounded(group.original, group.x)
+            with self.network.turn:
+                done = pool.step()
+            assert witness.logits is not None
+            yield self._frame(number, point, witness.value, witness.logits)
+            number += 1
+        assert done is not None
+        return done
+
+    def _ask(self, model: Borrowed, rows: Rows) -> Generator[Frame, None, Rows]:
+        pool = self.attack.pool(model, seed=self.seed, stop_when_fooled=False)
+        pool.add(rows)
+        due, done = 1, None
+        while done is None:
+            self.check()
+            with self.network.turn:
+                done = pool.step()
+                now = pool.active if done is None else done
+                assert now is not None
+                asked = int(now.step)
+                if asked < due and done is None:
+                    continue
+                logits = model.look(now.best)
+            yield self._frame(asked, now.best, now.value, logits)
+            due = asked + math.ceil(self.attack.steps / QUERY_FRAMES)
+        return done
 
     def sweep(self, sizes: list[float]) -> Iterator[tuple[Frame, Answer]]:
         """What is found at each of these eps, in the order of its end; a sample leaves at its first success."""
@@ -172,6 +202,7 @@ class Watched:
         return Answer(
             x=row.best[0].cpu(),
             success=bool(row.fooled),
+            fools=self._fools(logits[:1]),
             norm=float(threat.size(self.x, row.best)),
             logits=logits[0].cpu(),
             rounded=rounded[0].cpu(),

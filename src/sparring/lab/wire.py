@@ -78,6 +78,7 @@ def frame(network: Network, original: Tensor, seen: Frame, also: tuple[int | Non
 def answer(network: Network, found: Answer, also: tuple[int | None, ...]) -> dict[str, Any]:
     return {
         "success": found.success,
+        "fools": found.fools,
         "norm": number(found.norm),
         "success_8bit": found.success_8bit,
         "norm_8bit": number(found.norm_8bit),

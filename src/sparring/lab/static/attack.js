@@ -58,9 +58,14 @@ export class AttackView {
 
   fill() {
     $("network").append(...this.state.networks.map((one) => el("option", { value: one.name }, one.name)));
-    $("method").append(...this.state.attacks.map((one) => el("option", { value: one.name }, one.title)));
+    const kinds = { gradients: "from gradients", scores: "from scores alone", decisions: "from decisions alone" };
+    for (const [access, label] of Object.entries(kinds)) {
+      const group = this.state.attacks.filter((one) => one.access === access).map((one) => el("option", { value: one.name }, one.title));
+      if (group.length) $("method").append(el("optgroup", { label }, ...group));
+    }
     $("optimizer").append(...Object.keys(this.state.rates).map((name) => el("option", { value: name }, name)));
     $("steps").max = this.state.max_steps;
+    Object.assign($("queries"), { max: this.state.max_queries, value: this.state.queries });
     if (this.state.networks.length) this.target.setNames(this.names(this.network));
     else {
       complain($("attack-error"), new Complaint("There is no network on this server: start it with --model, or look at its results."));
@@ -109,11 +114,12 @@ export class AttackView {
 
   /** Only the fields that the method has. */
   adapt() {
-    const { steps, optimizer } = this.method;
+    const { steps, queries, optimizer } = this.method;
     const compared = this.compare === "optimizers";
     $("optimizer-fields").hidden = !optimizer && !compared;
     $("optimizer-field").hidden = compared;
     $("steps-field").hidden = !steps && !compared;
+    $("queries-field").hidden = !queries || compared;
     $("method").closest("label").hidden = compared;
     const none = $("norm").querySelector("option[value=none]");
     none.hidden = none.disabled = !(optimizer || compared) || this.compare === "sweep";
@@ -137,16 +143,23 @@ export class AttackView {
   choices() {
     const notes = {
       one: "", optimizers: "Up to four, side by side on the same picture.", networks: "The same attack on each, made for it alone.",
-      sweep: "Sixteen sizes, up to twice eps: drag through them and see where the verdict flips.",
+      sweep: "Twelve sizes, up to twice eps: drag through them and see where the verdict flips.",
     };
     $("compare-note").textContent = notes[this.compare];
     const box = $("choices");
     const offered = this.compare === "optimizers" ? Object.keys(this.state.rates) : this.compare === "networks" ? this.state.networks.map((one) => one.name) : [];
-    const first = this.compare === "optimizers" ? ["SGD", "Adam", "RMSprop"] : [$("network").value, ...offered.filter((name) => name !== $("network").value)].slice(0, 2);
+    const first = this.compare === "optimizers" ? ["SGD", "Adam", "RMSprop"] : this.alike().slice(0, 2);
     box.hidden = !offered.length;
+    box.className = `choices ${this.compare}`;
     box.replaceChildren(...offered.map((name) => el("label", {}, el("input", { type: "checkbox", value: name, checked: first.includes(name), onchange: () => this.limitChoices() }), el("span", {}, name))));
     if (this.compare === "networks" && offered.length < 2) $("compare-note").textContent = "There is one network on this server; --models adds more.";
     this.limitChoices();
+  }
+
+  /** The networks, the chosen one first, then those with the same classes. */
+  alike() {
+    const far = (one) => (one === this.network ? 0 : one.classes === this.network.classes ? 1 : 2);
+    return [...this.state.networks].sort((a, b) => far(a) - far(b)).map((one) => one.name);
   }
 
   get chosen() {
@@ -177,7 +190,8 @@ export class AttackView {
   async choose(picture) {
     this.picture = picture && { ...picture, sample: picture.sample ?? this.state.samples.some((one) => one.token === picture.token) };
     for (const button of $("samples").children) button.setAttribute("aria-checked", String(button.dataset.token === picture?.token));
-    $("choose").replaceChildren(...(picture && !this.picture.sample ? [el("strong", {}, picture.name), " – choose another"] : [el("strong", {}, "Choose a picture"), " or drop one here"]));
+    $("choose").replaceChildren(...(picture && !this.picture.sample ? [el("strong", { title: picture.name }, picture.name), el("span", {}, "Choose another, or drop one here")] : [el("strong", {}, "Choose a picture"), " or drop one here"]));
+    complain($("picture-error"), null);
     await this.look();
   }
 
@@ -226,11 +240,15 @@ export class AttackView {
   orders() {
     const lr = $("lr").value.trim();
     if (lr && !(number(lr) > 0)) throw new Complaint(`Learning rate ${lr}: a number above 0, such as 0.01.`);
-    const steps = Math.round(+$("steps").value);
-    if (!(steps >= 1 && steps <= this.state.max_steps)) throw new Complaint(`Steps: a whole number from 1 to ${this.state.max_steps}.`);
+    const whole = (field, most, title) => {
+      const value = Math.round(+$(field).value);
+      if (!(value >= 1 && value <= most)) throw new Complaint(`${title}: a whole number from 1 to ${most}.`);
+      return value;
+    };
+    const steps = whole("steps", this.state.max_steps, "Steps"), queries = whole("queries", this.state.max_queries, "Queries");
     if (!(number($("eps").value) > 0) && $("norm").value !== "none") throw new Complaint(`eps ${$("eps").value}: a number above 0, such as 8/255.`);
     const common = {
-      network: this.network.name, picture: this.picture.token, attack: this.method.name, norm: $("norm").value, eps: $("eps").value.trim(), steps,
+      network: this.network.name, picture: this.picture.token, attack: this.method.name, norm: $("norm").value, eps: $("eps").value.trim(), steps, queries,
       target: this.target.value, optimizer: $("optimizer").value, seed: Math.max(0, Math.round(+$("seed").value) || 0), client: this.client,
     };
     if (lr) common.lr = number(lr);
@@ -243,7 +261,7 @@ export class AttackView {
       return this.chosen.map((network) => ({ title: network, order: { ...common, network, target: this.sameTarget(network) } }));
     }
     const title = this.method.name === "optimizer" ? common.optimizer : this.method.title.split(":")[0];
-    if (this.compare === "sweep") return [{ title: `${title} at sixteen sizes`, order: { ...common, sweep: true } }];
+    if (this.compare === "sweep") return [{ title: `${title} at twelve sizes`, order: { ...common, sweep: true } }];
     return [{ title: `${title} on ${common.network}`, order: common }];
   }
 
@@ -260,6 +278,7 @@ export class AttackView {
   async start() {
     this.target.settle();
     complain($("attack-error"), null);
+    complain($("picture-error"), null);
     if (!this.picture) return complain($("picture-error"), new Complaint("Choose a picture first."));
     let orders;
     try {
@@ -268,11 +287,13 @@ export class AttackView {
       return complain($("attack-error"), error);
     }
     this.halt();
+    const before = this.runs;
     this.lay(orders.map(({ title, order }, i) => {
       const network = this.state.networks.find((one) => one.name === order.network);
       const sample = this.picture.sample ? `/api/pictures/${this.picture.token}/file` : null;
       const takeSize = (eps) => { $("eps").value = exact(eps, order.eps); this.slide(); document.querySelector("input[value=one]").click(); this.start(); };
-      return new Run({ title, network, names: this.names(network), hue: HUES[i], eps: order.eps, norm: order.norm, target: order.target, sweep: !!order.sweep, sample, takeSize });
+      const { nearest } = this.state.attacks.find((one) => one.name === order.attack);
+      return new Run({ title, network, names: this.names(network), hue: HUES[i], nearest, eps: order.eps, norm: order.norm, target: order.target, sweep: !!order.sweep, sample, takeSize });
     }));
     const runs = this.runs;
     for (const run of runs) run.tell();
@@ -286,7 +307,9 @@ export class AttackView {
       }
     } catch (error) {
       this.halt();
-      for (const run of runs) if (run.job === null) run.card.remove();
+      await this.stop();
+      this.lay(before.filter((run) => run.over)); // what was to be seen before it was refused
+      this.timeline.refresh();
       return complain($("attack-error"), error);
     }
     if (this.runs === runs) this.follow(runs);

@@ -51,7 +51,8 @@ export function offline(gone) {
   banner.textContent = gone ? "The lab does not answer. Is “sparring lab” still running? What you see stays here." : "";
 }
 
-export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+/** With a capital, but for names such as eps=8, and a full stop. */
+export const sentence = (text) => (/^[\w-]+[=:]/.test(text) ? text.charAt(0) : text.charAt(0).toUpperCase()) + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
 export function percent(share) {
   if (share === null || share === undefined) return "–";

@@ -71,7 +71,8 @@ export class ResultsView {
     const points = curve.map((one) => [one.eps, one.value]);
     const x = { min: curve[0].eps, max: curve.at(-1).eps, format: (v) => (run.task === "text" ? percent(v) : size(v, run.eps_typed)) };
     if (/255$/.test(run.eps_typed ?? "")) {
-      const top = x.max * 255, step = top > 24 ? 8 : top > 10 ? 4 : top > 4 ? 2 : 1;
+      const top = x.max * 255, steps = [0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32];
+      const step = steps.find((one) => top / one <= 6) ?? 64;
       x.ticks = Array.from({ length: Math.floor(top / step + 1e-6) + 1 }, (_, i) => (i * step) / 255);
     }
     const line = { points, hue: "s1", band: curve.map((one) => [one.eps, one.low, one.high]) };
@@ -184,9 +185,9 @@ export class ResultsView {
     const text = sample.pieces ? el("p", { class: "text" }, ...sample.pieces.map((one) => el({ removed: "del", inserted: "ins" }[one.kind] ?? "span", {}, one.kind === "gap" ? " … " : one.text, one.kind === "removed" ? " " : ""))) : null;
     this.dialog.replaceChildren(
       el("header", {}, el("h2", {}, ...this.title(sample)), el("span", { class: "note" }, `#${sample.index}, ${place + 1} of ${this.total.toLocaleString("en")}`),
-        el("button", { type: "button", class: "quiet", onclick: () => this.step(-1), disabled: place === 0, title: "The one before (←)" }, "←"),
+        el("span", { class: "steps" }, el("button", { type: "button", class: "quiet", onclick: () => this.step(-1), disabled: place === 0, title: "The one before (←)" }, "←"),
         el("button", { type: "button", class: "quiet", onclick: () => this.step(1), disabled: place + 1 >= this.total, title: "The next (→)" }, "→"),
-        el("button", { type: "button", class: "quiet", autofocus: true, onclick: () => this.dialog.close(), title: "Close (Esc)" }, "✕")),
+        el("button", { type: "button", class: "quiet", autofocus: true, onclick: () => this.dialog.close(), title: "Close (Esc)" }, "✕"))),
       ...(sample.pictured ? [el("div", { class: "pictures three" }, figure("original", "original"), figure("change", "the change, amplified"), figure("adversarial", "adversarial"))] : []),
       ...(text ? [text] : []),
       ...(!sample.pictured && !text ? [el("p", { class: "note" }, sample.kind === "fooled" ? "There is no picture of this sample." : "Result folders keep the pictures of the fooled samples only.")] : []),

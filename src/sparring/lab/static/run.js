@@ -1,6 +1,6 @@
 // One attack on the page: its frames as they come, and the card that shows one of them.
 
-import { el, percent, size } from "./dom.js";
+import { el, percent, sentence, size } from "./dom.js";
 
 const LEVELS = 15;
 
@@ -126,10 +126,6 @@ export class Run {
     this.tell();
   }
 
-  sizeOf(frame) {
-    return size(frame.norm, this.eps);
-  }
-
   tell() {
     const frame = this.current;
     const words = {
@@ -155,20 +151,25 @@ export class Run {
 
   footer(frame) {
     const parts = [];
-    if (this.state === "failed" || this.state === "ended") parts.push(el("p", { class: this.state === "failed" ? "error" : "note" }, this.reason));
+    if (this.state === "failed" || (this.state === "ended" && this.reason !== "stopped")) parts.push(el("p", { class: this.state === "failed" ? "error" : "note" }, sentence(this.reason)));
+    if (this.state === "look") parts.push(el("p", { class: "note" }, "Say what it is to see, or leave that open, and press Attack."));
     const answer = frame?.answer ?? (this.done ? this.done.answer : null);
     if (answer && this.over) {
       const [label, share] = answer.top_8bit[0];
       const goal = this.begin.target === null ? "" : this.name(this.begin.target);
-      const text = answer.success_8bit
+      const text = answer.success && answer.success_8bit
         ? `Saved as 8-bit PNG it still fools: ${this.name(label)}, ${percent(share)}.`
         : answer.success
           ? `Saved as 8-bit PNG it no longer fools: rounding leaves ${this.name(label)}, ${percent(share)}.`
-          : `Not fooled${goal ? ` into ${goal}` : ""} by this attack: more steps, or a larger eps?`;
-      parts.push(el("p", { class: `saved ${answer.success_8bit ? "yes" : "no"}` }, text));
+          : answer.fools
+            ? `Fooled by a larger change than eps ${this.eps} only.`
+            : `Not fooled${goal ? ` into ${goal}` : ""} by this attack: more ${this.begin.axis === "query" ? "queries" : "steps"}, or a larger eps?`;
+      parts.push(el("p", { class: `saved ${answer.success && answer.success_8bit ? "yes" : "no"}` }, text));
       const measured = { linf: "Largest change of a value", l2: "Length of the change (L2)", l1: "Sum of the changes (L1)", none: "Length of the change (L2)" };
-      const passes = frame?.answer ? "" : ` ${this.done.forwards} forward and ${this.done.backwards} backward passes.`;
-      parts.push(el("p", { class: "note" }, `${measured[this.norm]}: ${size(answer.norm_8bit, this.eps)}.${passes}`));
+      const typed = this.norm === "none" ? "" : this.eps;
+      const passes = frame?.answer ? "" : ` ${this.done.forwards.toLocaleString("en")} forward and ${this.done.backwards} backward passes.`;
+      const saved = size(answer.norm_8bit, typed), found = size(answer.norm, typed);
+      parts.push(el("p", { class: "note" }, `${measured[this.norm]}: ${found}${saved === found ? "" : `, saved ${saved}`}.${passes}`));
       const at = frame?.answer ? `?at=${frame.at}` : "";
       const actions = el("p", { class: "actions" },
         el("a", { class: "button", href: `/api/jobs/${this.job}/adversarial.png${at}`, download: "" }, "Download the 8-bit PNG"));

@@ -1,6 +1,6 @@
 // Through the steps of attacks: the slider, the keys, the charts, and what each card shows.
 
-import { chart, range } from "./chart.js";
+import { chart, range, ticks } from "./chart.js";
 import { $, el, percent, size } from "./dom.js";
 
 export class Timeline {
@@ -74,7 +74,7 @@ export class Timeline {
     const frame = first.frames[place];
     const sweep = first.begin.axis === "eps";
     Object.assign($("scrub"), { max: this.length - 1, value: place });
-    const label = sweep ? `eps ${size(frame.at, first.eps)}` : frame.result ? "result" : `step ${frame.at} of ${first.begin.frames - 1}`;
+    const label = sweep ? `eps ${size(frame.at, first.eps)}` : frame.result ? "result" : `${first.begin.axis} ${frame.at} of ${first.begin.end}`;
     $("scrub-label").textContent = label;
     $("scrub").setAttribute("aria-valuetext", label);
     for (const run of this.runs) run.show(place);
@@ -82,19 +82,23 @@ export class Timeline {
   }
 
   charts(at, sweep) {
+    this.width = $("charts").clientWidth;
     const runs = this.runs.filter((run) => run.frames.length);
     const several = runs.length > 1;
+    const where = sweep ? Math.log2 : (v) => v; // sizes are a constant ratio apart
+    const end = Math.max(...runs.map((run) => run.begin.end));
     const x = sweep
-      ? { min: 0, max: Math.max(...runs[0].frames.map((one) => one.at)), format: (v) => size(v, runs[0].eps) }
-      : { min: 0, max: Math.max(1, ...runs.map((run) => run.begin.frames - 1)) };
-    if (sweep) x.ticks = runs[0].frames.filter((_, i) => i % 4 === 3).map((one) => one.at);
+      ? { min: where(end) - 5.5, max: where(end), ticks: [5, 4, 3, 2, 1, 0].map((i) => where(end) - i), format: (v) => size(2 ** v, runs[0].eps) }
+      : { min: 0, max: end, ticks: ticks(0, end, this.width > 500 ? 6 : 4).filter(Number.isInteger) };
     const pick = (v) => {
       const frames = runs[0].frames.filter((one) => !one.result);
-      const near = frames.reduce((best, one, i) => (Math.abs(one.at - v) < Math.abs(frames[best].at - v) ? i : best), 0);
-      this.go(near);
+      const away = (one) => Math.abs(where(one.at) - v);
+      this.go(frames.reduce((best, one, i) => (away(one) < away(frames[best]) ? i : best), 0));
     };
-    const points = (run, value) => run.frames.filter((one) => !one.result).map((one) => [one.at, value(one)]);
-    const objective = runs.map((run) => ({ points: points(run, (one) => one.objective), hue: run.hue }));
+    const points = (run, value) => run.frames.filter((one) => !one.result).map((one) => [where(one.at), value(one)]);
+    const nearest = runs[0].nearest; // what such an attack looks for is small, not a high loss
+    const unit = /255$/.test(runs[0].eps) ? 255 : 1; // so that the ticks are round numbers of what eps was typed in
+    const progress = runs.map((run) => ({ points: points(run, (one) => (!nearest ? one.objective : one.fooled ? one.norm * unit : null)), hue: run.hue }));
     const goal = runs.some((run) => run.begin.target !== null);
     const shares = runs.flatMap((run) => [
       ...(goal ? [{ points: points(run, (one) => one.followed[1]), hue: several ? run.hue : "s1" }] : []),
@@ -102,16 +106,16 @@ export class Timeline {
     ]);
     const flips = sweep ? runs[0].frames.filter((one) => one.fooled).map((one) => one.at) : [];
     const marks = flips.length ? [Math.min(...flips)] : [];
+    const held = runs[0].frames.map((one) => one.at).filter((one) => one < marks[0]);
     if (sweep) {
       $("flip").hidden = runs[0].state !== "done";
       $("flip").textContent = marks.length
-        ? `The verdict flips ${marks[0] === runs[0].frames[0].at ? "below" : `between eps ${size(marks[0] - runs[0].frames[0].at, runs[0].eps)} and`} ${size(marks[0], runs[0].eps)}. Each size is shown as it first succeeded.`
+        ? `The verdict flips ${held.length ? `between eps ${size(Math.max(...held), runs[0].eps)} and` : "below"} ${size(marks[0], runs[0].eps)}. Each size is shown as it first succeeded.`
         : "At none of these sizes does this attack succeed.";
     }
-    this.width = $("charts").clientWidth;
     if (!this.width) return; // another view is shown; it is drawn when this one comes back
     const columns = !sweep && this.width > 760 ? 2 : 1;
-    const shape = { width: Math.floor(Math.min(860, (this.width - 1 - 32 * (columns - 1)) / columns)), height: columns * this.width > 900 ? 230 : 190 };
+    const shape = { width: Math.floor(Math.min(1040, (this.width - 1 - 32 * (columns - 1)) / columns)), height: columns * this.width > 900 ? 230 : 190 };
     const name = (run, label) => run.name(label);
     const keys = several
       ? runs.map((run) => [run.hue, run.title, false])
@@ -122,10 +126,11 @@ export class Timeline {
       figure.style.width = `${shape.width}px`;
       return figure;
     };
+    const values = progress.flatMap((line) => line.points.map(([, v]) => v));
     const legend = el("span", { class: "keys" }, ...keys.map(([hue, text, dashed]) => el("span", { title: text }, el("i", { class: `${hue}${dashed ? " dashed" : ""}` }), text)));
     $("charts").replaceChildren(
-      block(`Probability ${whose}`, legend, chart({ title: "Probabilities by step", lines: shares, x, y: { min: 0, max: 1, format: (v) => percent(v).replace(".0", "") }, at, pick, marks, ...shape })),
-      ...(sweep ? [] : [block("Loss", el("span", { class: "keys" }, several ? "" : "what the attack climbs"), chart({ title: "Loss by step", lines: objective, x, y: range(objective.flatMap((line) => line.points.map(([, v]) => v))), at, pick, marks, ...shape }))]),
+      block(`Probability ${whose}`, legend, chart({ title: "Probabilities by step", lines: shares, x, y: { min: 0, max: 1, format: (v) => percent(v).replace(".0", "") }, at: where(at), pick, marks: marks.map(where), ...shape })),
+      ...(sweep ? [] : [block(nearest ? "Size of the change" : "Loss", el("span", { class: "keys" }, nearest ? "where it fools" : several ? "" : "what the attack climbs"), chart({ title: nearest ? "Size of the change by step" : "Loss by step", lines: progress, x, y: nearest ? { ...range(values), format: (v) => size(v / unit, runs[0].eps) } : range(values), at, pick, ...shape }))]),
     );
   }
 }
