@@ -113,6 +113,52 @@ def test_every_strategy_by_name(place: Path, strategy: str, capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out)["finished"]
 
 
+def seen(monkeypatch: pytest.MonkeyPatch, *arguments: str, **options: str) -> dict[str, Any]:
+    """What `sparring train` gives to `fit`, beside training."""
+    given: dict[str, Any] = {}
+    real = sparring.fit
+
+    def watched(model: Any, samples: Any, strategy: Any, **settings: Any) -> Any:
+        given.update(samples=samples, strategy=strategy, **settings)
+        return real(model, samples, strategy, **settings)
+
+    monkeypatch.setattr("sparring.training.fitting.fit", watched)
+    monkeypatch.setattr("sparring.fit", watched)
+    assert main(command(*arguments, **options)) == DONE
+    return given
+
+
+def test_few_labels_with_all_the_images(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = seen(monkeypatch, "--labels", "9", strategy="vat", epochs="1")
+    classes = [int(given["samples"][i][1]) for i in range(len(given["samples"]))]
+    assert sorted(classes) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert len(given["unlabelled"]) == 80
+    assert isinstance(given["strategy"], sparring.VAT)
+    assert given["strategy"].eps == 2.0
+    assert not Path("run/best.safetensors").exists(), "none of few labels is held out"
+
+
+def test_virtual_adversarial_training_round_another_strategy(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = ["--vat", "1.5", "--entropy-minimisation", "--unlabelled", "only.npz", "--unlabelled-batch-size", "40"]
+    given = seen(monkeypatch, "--validation", "none", *more, strategy="fast-fgsm", epochs="1")
+    assert isinstance(given["strategy"], sparring.FastFGSM)
+    (part,) = given["strategy"].parts
+    assert isinstance(part, sparring.VirtualAdversarial)
+    assert (part.eps, part.entropy_minimisation) == (1.5, True)
+    assert (len(given["samples"]), len(given["unlabelled"]), given["unlabelled_batch_size"]) == (80, 80, 40)
+
+
+def test_entropy_belongs_to_virtual_adversarial_training(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command("--entropy-minimisation")) == BAD_INPUT
+    assert "is a setting of virtual adversarial training: --strategy vat, or --vat 2.0" in capsys.readouterr().err
+
+
+def test_labels_alone_learn_from_their_images_only(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = seen(monkeypatch, "--labels", "9", epochs="1", **{"batch-size": "9"})
+    assert len(given["samples"]) == 9
+    assert given["unlabelled"] is None
+
+
 def test_the_table_of_options_is_that_of_the_classes() -> None:
     for name, (kind, options) in TAKES.items():
         own = {f.name for f in fields(getattr(sparring, kind))}
@@ -134,6 +180,9 @@ def test_the_table_of_options_is_that_of_the_classes() -> None:
         (["--optimizer", "lion"], "lion"),
         (["--lr", "-1"], "lr=-1.0: expected a number above 0"),
         (["--precision", "fp16"], "needs a CUDA device"),
+        (["--unlabelled", "only.npz"], "--unlabelled: --strategy fast-fgsm learns from labels only; add --vat"),
+        (["--vat", "0"], "eps=0"),
+        (["--labels", "0"], "0"),
     ],
 )
 def test_mistakes_get_one_line(

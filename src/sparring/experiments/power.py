@@ -134,7 +134,7 @@ def _angles(axes: Axes, what: str, title: str) -> None:
 
 def _turning(axes: Axes, turns: Sequence[Turn]) -> None:
     style.dress(axes)
-    axes.set_aspect("equal")
+    axes.set_aspect("equal", adjustable="datalim")  # as high as its neighbours
     for number, turn in enumerate(turns):
         last = number + 1 == len(turns)
         fade = 1.0 if last else 0.25 + 0.5 * number / len(turns)
@@ -149,6 +149,9 @@ def _turning(axes: Axes, turns: Sequence[Turn]) -> None:
     axes.set_ylim(-1.1, 1.1)
     axes.set_xlabel("first number of x")
     axes.set_ylabel("second number of x")
+    for name, color in (("x, step by step", style.CLEAN), ("where it ends", style.ROBUST)):
+        axes.plot([], [], color=color, linewidth=1.6, label=name)
+    style.legend(axes, loc="upper left")
     style.title(axes, "x turns to the eigenvector")
 
 
