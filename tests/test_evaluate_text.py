@@ -413,24 +413,17 @@ class TestCommandLine:
         said = capsys.readouterr()
         return code, said.out, said.err
 
+    def asked(self, reviews: Path, data: str = "reviews.csv", **options: object) -> list[object]:
+        given = {"model": reviews / "model", "data": reviews / data, "synonyms": reviews / "pairs.txt", **options}
+        named = [part for name, value in given.items() if value is not None for part in (f"--{name}", value)]
+        return ["evaluate", "--task", "text", *named]
+
     def test_evaluate_and_verify(self, reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
         asked = [
-            "evaluate",
-            "--task",
-            "text",
-            "--model",
-            reviews / "model",
-            "--data",
-            reviews / "reviews.csv",
-            "--synonyms",
-        ]
-        asked += [
-            reviews / "pairs.txt",
+            *self.asked(reviews, out=reviews / "run"),
             "--attacks",
             "embeddings:eps=1,steps=5",
             "words:max_changed=1",
-            "--out",
-            reviews / "run",
         ]
         code, out, err = self.run(capsys, *asked, "--fail-under", "0.99", "--junit", reviews / "junit.xml")
         assert code == 1, err
@@ -447,46 +440,44 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"--synonyms": None}, "--synonyms is missing: give a file of them, ppdb or wordnet"),
-            ({"--synonyms": "none.txt"}, "no synonyms file none.txt"),
-            ({"--model": "nowhere"}, "--model nowhere: no such folder"),
-            ({"--data": "nowhere.csv"}, "no such file"),
-            ({"--norm": "l2"}, "--norm is about images: leave it out with --task text"),
-            ({"--attacks": "pgd"}, "texts are attacked by words or embeddings"),
-            ({"--attacks": "words:max_change=1"}, "words has no setting 'max_change'. Did you mean 'max_changed'?"),
-            ({"--attacks": "embeddings"}, "needs a length, such as embeddings:eps=5"),
-            ({"--time-limit": "0"}, "expected seconds, above 0"),
+            ({"synonyms": None}, "--synonyms is missing: give a file of them, ppdb or wordnet"),
+            ({"synonyms": "none.txt"}, "no synonyms file none.txt"),
+            ({"model": "nowhere"}, "--model nowhere: no such folder"),
+            ({"data": "nowhere.csv"}, "no such file"),
+            ({"norm": "l2"}, "--norm is about images: leave it out with --task text"),
+            ({"attacks": "pgd"}, "texts are attacked by words or embeddings"),
+            ({"attacks": "words:max_change=1"}, "words has no setting 'max_change'. Did you mean 'max_changed'?"),
+            ({"attacks": "embeddings"}, "needs a length, such as embeddings:eps=5"),
+            ({"time-limit": "0"}, "expected seconds, above 0"),
         ],
     )
     def test_mistakes_get_one_line(
-        self, reviews: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str | None], message: str
+        self, reviews: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
     ) -> None:
-        asked: dict[str, Any] = {
-            "--model": reviews / "model",
-            "--data": reviews / "reviews.csv",
-            "--synonyms": reviews / "pairs.txt",
-        }
-        asked |= change
-        tokens = [part for name, value in asked.items() if value is not None for part in (name, value)]
-        code, _, err = self.run(capsys, "evaluate", "--task", "text", *tokens)
+        code, _, err = self.run(capsys, *self.asked(reviews, **change))
         assert code == 2
         assert message in err
         assert len(err.strip().splitlines()) == 1
 
+    def test_verify_reads_another_table_like_the_results_own(
+        self, reviews: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The columns can't be found: one of numbers, and one of notes, stand before them."""
+        rows = (reviews / "reviews.csv").read_text("utf-8").splitlines()[1:]
+        table = "\n".join(["id;note;wrote;felt", *(f"{i};some note;{row}" for i, row in enumerate(rows))])
+        for name in ("own.csv", "copy.csv"):
+            (reviews / name).write_bytes(table.encode("utf-16"))
+        how = {"text-column": "wrote", "label-column": "felt", "encoding": "utf-16", "out": reviews / "named"}
+        code, _, err = self.run(capsys, *self.asked(reviews, "own.csv", **how))
+        assert code == 0, err
+        code, out, err = self.run(capsys, "verify", reviews / "named", "--data", reviews / "copy.csv")
+        assert code == 0, err + out
+        assert "The result says the truth." in out
+
     def test_another_encoding(self, reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = reviews / "latin.csv"
         path.write_bytes("text,label\na good café,positive\na bad film,negative\n".encode("latin-1"))
-        asked = [
-            "evaluate",
-            "--task",
-            "text",
-            "--model",
-            reviews / "model",
-            "--data",
-            path,
-            "--synonyms",
-            reviews / "pairs.txt",
-        ]
+        asked = self.asked(reviews, "latin.csv")
         code, _, err = self.run(capsys, *asked, "--out", reviews / "latin")
         assert code == 2
         assert "save it as UTF-8, or say which encoding it has" in err

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from sparring.evaluation import Progress
@@ -122,20 +124,24 @@ def heading(number: str, title: str) -> None:
     console.print(f"[bold cyan]{number}[/]  [bold]{title}[/]", soft_wrap=True)
 
 
-class Watch:
-    """Remembers the last progress, for the line after Ctrl-C."""
+@contextmanager
+def watching(folder: Path) -> Iterator[Callable[[Progress], None]]:
+    """A bar for an evaluation into this folder, and a line on what is kept there after Ctrl-C."""
+    from sparring.cli.app import Stopped
+    from sparring.evaluation.progress import Bar
 
-    def __init__(self) -> None:
-        self.last: Progress | None = None
+    last: Progress | None = None
 
-    def then(self, show: Any) -> Any:
-        def both(now: Progress) -> None:
-            if self.last is None and now.resumed:
-                note(f"{now.resumed} samples were done by an earlier start: going on from there")
-            self.last = now
-            show(now)
+    def watch(now: Progress) -> None:
+        nonlocal last
+        if last is None and now.resumed:
+            note(f"{now.resumed} samples were done by an earlier start: going on from there")
+        last = now
+        show(now)
 
-        return both
-
-    def text(self) -> str:
-        return "no sample yet" if self.last is None else f"{self.last.done} of {self.last.total or '?'} samples"
+    try:
+        with Bar() as show:
+            yield watch
+    except KeyboardInterrupt:
+        done = "no sample yet" if last is None else f"{last.done} of {last.total or '?'} samples"
+        raise Stopped(f"{done} kept in {folder}; the same command goes on from there") from None

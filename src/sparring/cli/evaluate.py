@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from sparring.cli import models, recipes, texts
-from sparring.cli.app import Outcome, Stopped
-from sparring.cli.console import Watch, note, say, speaks
+from sparring.cli.app import Outcome
+from sparring.cli.console import note, say, speaks, watching
 from sparring.cli.settings import (
     MANY,
     RUN,
@@ -170,25 +170,21 @@ def run(
         note(line)
     if settings.dry_run:
         return Outcome()
-    watch = Watch()
-    try:
-        with evaluation.progress.Bar() as show:
-            result = evaluation.evaluate(
-                model,
-                images,
-                threat,
-                **common,
-                out=out,
-                shard=shard,
-                time_limit=settings.time_limit,
-                autocast=None if settings.autocast is None else getattr(torch, settings.autocast),
-                checkup=settings.checkup,
-                progress=watch.then(show),
-                query_log=settings.query_log,
-                model_info={"name": settings.model, "spec": models.spec(settings)},
-            )
-    except KeyboardInterrupt:
-        raise Stopped(f"{watch.text()} kept in {out}; the same command goes on from there") from None
+    with watching(out) as progress:
+        result = evaluation.evaluate(
+            model,
+            images,
+            threat,
+            **common,
+            out=out,
+            shard=shard,
+            time_limit=settings.time_limit,
+            autocast=None if settings.autocast is None else getattr(torch, settings.autocast),
+            checkup=settings.checkup,
+            progress=progress,
+            query_log=settings.query_log,
+            model_info={"name": settings.model, "spec": models.spec(settings)},
+        )
     if earlier is not None and earlier.finished:
         note(f"{out} already holds this evaluation, finished: nothing was run again")
     if shard is None or "shard" not in result.document["settings"]:

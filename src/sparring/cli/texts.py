@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparring.cli import models
-from sparring.cli.app import Outcome, Stopped
-from sparring.cli.console import Watch, note
+from sparring.cli.app import Outcome
+from sparring.cli.console import note, watching
 from sparring.cli.settings import TextSettings
 from sparring.cli.values import did_you_mean
 from sparring.cli.verdict import conclude
@@ -41,23 +41,19 @@ def evaluate(settings: "EvaluateSettings") -> Outcome:
     texts = open_texts(settings, settings.data, settings.split, settings.skip_bad, model.classes)
     out = settings.out or Path("sparring-evaluate") / _slug(settings)
     _check_out(settings, out)
-    watch = Watch()
-    try:
-        with evaluation.progress.Bar() as show:
-            result = evaluation.evaluate(
-                model,
-                texts,
-                attacks=chosen,
-                batch_size=settings.batch_size,
-                seed=settings.seed,
-                max_samples=settings.max_samples,
-                time_limit=settings.time_limit,
-                out=out,
-                progress=watch.then(show),
-                model_info={"name": Path(settings.model).name, "spec": spec(settings.model)},
-            )
-    except KeyboardInterrupt:
-        raise Stopped(f"{watch.text()} kept in {out}; the same command goes on from there") from None
+    with watching(out) as progress:
+        result = evaluation.evaluate(
+            model,
+            texts,
+            attacks=chosen,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            max_samples=settings.max_samples,
+            time_limit=settings.time_limit,
+            out=out,
+            progress=progress,
+            model_info={"name": Path(settings.model).name, "spec": spec(settings.model)},
+        )
     return conclude(result, settings, out)
 
 
@@ -67,7 +63,11 @@ def spec(model: str) -> dict[str, Any]:
 
 
 def recorded(model: str | None, data: Any, document: dict[str, Any]) -> "tuple[TextClassifier, LabelledTexts | None]":
-    """The classifier and the texts of a result: those that are named here, or those that it names. data: None for no texts."""
+    """The classifier and the texts of a result: those that are named here, or those that it names. data: None for no texts.
+
+    Another table is read like the result's own: the same columns, encoding and rows left out.
+    """
+    from sparring.data.text import TEXT_NAMES
     from sparring.data.text import open_texts as open_data
 
     known = document["model"]["spec"]
@@ -77,7 +77,12 @@ def recorded(model: str | None, data: Any, document: dict[str, Any]) -> "tuple[T
     if data is None:
         return classifier, None
     if isinstance(data, str):
-        return classifier, open_texts(TextSettings(task="text"), data, "test", False, classifier.classes)
+        own = document["data"]["spec"] or {}
+        columns = {name: own[name] for name in ("text_column", "label_column", "encoding") if own.get(name) is not None}
+        settings = TextSettings(task="text", **({} if data in TEXT_NAMES else columns))
+        return classifier, open_texts(
+            settings, data, own.get("split", "test"), own.get("skip_bad", False), classifier.classes
+        )
     return classifier, open_data(**data)
 
 
