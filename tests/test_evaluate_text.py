@@ -459,6 +459,35 @@ class TestCommandLine:
         assert message in err
         assert len(err.strip().splitlines()) == 1
 
+    def test_stopped_with_ctrl_c_it_goes_on(
+        self, reviews: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = [
+            *self.asked(reviews, out=reviews / "stopped"),
+            "--attacks",
+            "embeddings:eps=1,steps=1",
+            "--batch-size",
+            "4",
+        ]
+        from sparring.text import TextClassifier
+
+        ask, looks = TextClassifier.forward, 0
+
+        def forward(self: TextClassifier, x: Any) -> torch.Tensor:
+            nonlocal looks
+            looks += 1
+            if looks == 20:
+                raise KeyboardInterrupt
+            return ask(self, x)
+
+        monkeypatch.setattr(TextClassifier, "forward", forward)
+        code, _, err = self.run(capsys, *asked)
+        assert code == 130
+        assert f"samples kept in {reviews / 'stopped'}; the same command goes on from there" in err.splitlines()[-1]
+        code, _, err = self.run(capsys, *asked)
+        assert code == 0, err
+        assert "samples were done by an earlier start: going on from there" in err
+
     def test_verify_reads_another_table_like_the_results_own(
         self, reviews: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
