@@ -5,7 +5,6 @@ Networks that take long to train are kept for the next time.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -47,6 +46,7 @@ names = images.classes
 plain_recipe = Recipe("small-cnn", epochs=6, lr=1e-3)
 plain, _ = trained(plain_recipe, X, Y, 10)
 robust, _ = trained(replace(plain_recipe, fgsm=2 * EPS, epochs=8), X, Y, 10)
+BOTH = {"plain": plain, "trained on FGSM examples": robust}
 fresh = zoo.build("small-cnn", seed=3).eval()
 
 
@@ -133,10 +133,7 @@ def examples() -> None:
 
 @picture
 def curves() -> None:
-    results = {
-        name: sp.evaluate(net, (x[:300], y[:300]), sp.Linf("16/255"))
-        for name, net in {"plain": plain, "trained on FGSM examples": robust}.items()
-    }
+    results = {name: sp.evaluate(net, (x[:300], y[:300]), sp.Linf("16/255")) for name, net in BOTH.items()}
     save(
         inspection.accuracy_curves(
             {name: r.curve for name, r in results.items()},
@@ -150,10 +147,7 @@ def curves() -> None:
 
 @picture
 def norms() -> None:
-    least = {
-        name: sp.FMN(THREAT, steps=100)(net, x[:400], y[:400]).norm
-        for name, net in {"plain": plain, "trained on FGSM examples": robust}.items()
-    }
+    least = {name: sp.FMN(THREAT, steps=100)(net, x[:400], y[:400]).norm for name, net in BOTH.items()}
     few = {name: sizes[sizes > 0] for name, sizes in least.items()}  # of those that are right to begin with
     save(inspection.norm_histogram(few, norm="linf", eps=EPS, eps_typed="8/255", bins=32), "norms")
 
@@ -163,9 +157,7 @@ def surfaces() -> None:
     clear, label = telling()
     for name, draw in (("loss-surface", inspection.loss_surface), ("decision-plane", inspection.decision_plane)):
         figure = style.new_figure(11.4, 4.6)
-        for axes, (title, net) in zip(
-            figure.subplots(1, 2), {"plain": plain, "trained on FGSM examples": robust}.items()
-        ):
+        for axes, (title, net) in zip(figure.subplots(1, 2), BOTH.items()):
             more = {"highest": 6.0, "points": 41} if name == "loss-surface" else {"names": names, "reach": 3.0}
             draw(net, clear, label, EPS, title=title, ax=axes, **more)  # type: ignore[operator]
         save(figure, name)
@@ -222,19 +214,9 @@ def trainings() -> None:
     save(inspection.training_curves(runs), "training-curves")
 
 
-def moons(count: int) -> tuple[Tensor, Tensor]:
-    """Two half circles that reach into each other."""
-    generator = torch.Generator().manual_seed(0)
-    angle = math.pi * torch.rand(count, generator=generator)
-    label = torch.arange(count) % 2
-    side = 1 - 2 * label
-    points = torch.stack([side * angle.cos() + label, side * angle.sin() + 0.5 * label], 1)
-    return points + 0.12 * torch.randn(count, 2, generator=generator), label
-
-
 @picture
 def regions() -> None:
-    points, labels = moons(160)
+    points, labels = data.two_moons(160, noise=0.12)
     figure = style.new_figure(10.4, 4.5)
     for axes, (title, strategy) in zip(
         figure.subplots(1, 2),

@@ -86,7 +86,7 @@ class ClassAscent:
         style.dress(below)
         for place, number in enumerate(dict.fromkeys((self.label, self.target))):
             color, dashes = style.SERIES[place], style.DASHES[place]
-            name = pictures.short(name_of(number, self.names)).replace("$", r"\$")
+            name = pictures.short(name_of(number, self.names))
             line = self.probabilities[:, number].tolist()
             below.plot(line, color=color, linestyle=dashes, linewidth=2.2, label=name)
         below.set_ylim(-0.02, 1.02)

@@ -105,8 +105,7 @@ def _band(
     low, high = [float(point["low"]) for point in curve], [float(point["high"]) for point in curve]
     axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0, label=band)
     marker = "o" if len(steps) <= 40 else ""
-    label = name.replace("$", r"\$")
-    axes.plot(steps, values, color=color, linestyle=dashes, linewidth=2.2, marker=marker, markersize=3.6, label=label)
+    axes.plot(steps, values, color=color, linestyle=dashes, linewidth=2.2, marker=marker, markersize=3.6, label=name)
     return steps, values
 
 
@@ -116,11 +115,7 @@ def _eps_axis(
     """Shares upwards, eps across; eps is told at the top, where that is crowded at the foot, or (None) in the legend."""
     last = max(steps[-1], eps or 0.0)
     if eps is not None:
-        typed = eps_typed if eps_typed is not None and len(eps_typed) <= 24 else f"{eps:.4g}"
-        label = f"eps = {typed}"
-        axes.axvline(
-            eps, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)), label=label if crowded is None else None
-        )
+        label = _eps_line(axes, eps, eps_typed, in_legend=crowded is None)
         if crowded is not None:
             axes.annotate(
                 label,
@@ -138,6 +133,13 @@ def _eps_axis(
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     _sizes(axes, norm, eps_typed)
+
+
+def _eps_line(axes: Axes, eps: float, eps_typed: str | None, in_legend: bool) -> str:
+    """Draws it; what it is called."""
+    label = f"eps = {eps_typed if eps_typed is not None and len(eps_typed) <= 24 else f'{eps:.4g}'}"
+    axes.axvline(eps, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)), label=label if in_legend else None)
+    return label
 
 
 def _in_255ths(eps_typed: str | None) -> bool:
@@ -204,7 +206,6 @@ def loss_curves(
         step = (reached or {}).get(name)
         color = style.SERIES[number % len(style.SERIES)]
         label = name if step is None else f"{name}, target at step {step}"
-        label = label.replace("$", r"\$")
         axes.plot(losses, color=color, linestyle=style.DASHES[number % 4], linewidth=2, label=label)
         if step is not None and 0 <= step < len(losses):
             axes.plot([step], [losses[step]], color=color, marker="o", markersize=7, markeredgecolor=style.PAPER)
@@ -252,9 +253,7 @@ def norm_histogram(
     for number, ((name, sizes), drawn) in enumerate(zip(found.items(), finite)):
         color = style.SERIES[number % len(style.SERIES)]
         never = len(sizes) - len(drawn)
-        label = (f"{name}, median {_told(float(drawn.median()), eps_typed)}" if len(drawn) else name).replace(
-            "$", r"\$"
-        )
+        label = f"{name}, median {_told(float(drawn.median()), eps_typed)}" if len(drawn) else name
         heights = np.histogram(drawn.numpy(), edges)[0] / max(len(sizes), 1)
         label += f" ({never} of {len(sizes)} withstood it)" if never else ""
         axes.stairs(heights, edges, fill=True, color=color, alpha=0.16)
@@ -262,9 +261,7 @@ def norm_histogram(
     axes.set_xlim(0, edges[-1])
     axes.set_ylim(0, axes.get_ylim()[1] * 1.28)  # room for the legend
     if eps is not None:
-        axes.axvline(
-            eps, color=style.MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"eps = {eps_typed or f'{eps:g}'}"
-        )
+        _eps_line(axes, eps, eps_typed, in_legend=True)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
     axes.set_ylabel("share of the samples")
     _sizes(axes, norm, eps_typed)

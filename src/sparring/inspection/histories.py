@@ -65,9 +65,9 @@ def training_curves(
     keys = ("validation_accuracy", "validation_robust_accuracy") if on else ("accuracy", "robust_accuracy")
     for number, (name, rows) in enumerate(read.items()):
         color = style.SERIES[number % len(style.SERIES)]
-        marker = "o" if len(rows) <= 30 else ""
-        look: dict[str, Any] = {"color": color, "linewidth": 2, "marker": marker, "markersize": 3.8}
-        left.plot(*_points(places[name], rows, "loss"), **look, label=name.replace("$", r"\$"))
+        marker = style.MARKERS[number % len(style.MARKERS)] if len(rows) <= 30 else ""
+        look: dict[str, Any] = {"color": color, "linewidth": 2, "marker": marker, "markersize": 4.4}
+        left.plot(*_points(places[name], rows, "loss"), **look, label=name)
         right.plot(*_points(places[name], rows, keys[0]), **look, linestyle=":")
         right.plot(*_points(places[name], rows, keys[1]), **look)
     left.set_ylabel("training loss")

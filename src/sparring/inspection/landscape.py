@@ -105,7 +105,7 @@ def decision_plane(
         *(c for c in seen.flatten().bincount().argsort(descending=True).tolist() if c != y and (seen == c).any()),
     ]
     paint(axes, seen, chance, order, extent=(-plane.reach, plane.reach, -plane.reach, plane.reach))
-    handles = [Patch(facecolor=tint(order.index(number), 1.0), label=pictures.short(name_of(number, names)).replace("$", r"\$"))
+    handles = [Patch(facecolor=tint(order.index(number), 1.0), label=pictures.short(name_of(number, names)))
                for number in order[:6]]  # fmt: skip
     _dress(axes, plane, title)
     style.legend(axes, handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), handlelength=1.2, borderaxespad=0)

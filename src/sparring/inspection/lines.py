@@ -70,7 +70,7 @@ def logit_lines(
     named = 0
     for number in (label, *(number for number in range(len(logits)) if number != label)):
         line = logits[number]
-        name = f"class {number}" if names is None else pictures.short(name_of(number, names)).replace("$", r"\$")
+        name = f"class {number}" if names is None else pictures.short(name_of(number, names))
         if number == label:
             axes.plot(t, line, color=style.CLEAN, linewidth=2.4, label=f"{name}, the true one", zorder=3)
         elif number in ends:

@@ -14,7 +14,6 @@ from sparring.inspection.landscape import paint
 from sparring.wrappers import Model
 
 BATCH = 4096
-MARKERS = "os^Dv"
 
 
 def decision_regions(
@@ -62,9 +61,9 @@ def decision_regions(
     for number in range(logits.shape[1]):
         of = spots[labels == number]
         color = style.SERIES[number % len(style.SERIES)]
-        name = pictures.short(name_of(number, names)).replace("$", r"\$")
+        name = pictures.short(name_of(number, names))
         axes.plot(
-            of[:, 0], of[:, 1], linestyle="", marker=MARKERS[number % len(MARKERS)], markersize=5.5, color=color,
+            of[:, 0], of[:, 1], linestyle="", marker=style.MARKERS[number % len(style.MARKERS)], markersize=5.5, color=color,
             markeredgecolor=style.PAPER, markeredgewidth=0.7, label=name if names is not None else f"class {name}",
         )  # fmt: skip
     axes.set_xlim(limits[0], limits[1])

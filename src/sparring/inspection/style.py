@@ -27,6 +27,7 @@ SERIES = (CLEAN, ROBUST, "#007a5e", "#a3468a", "#8a6d00", "#2f9bd1", "#4b5563")
 """Okabe and Ito's hues (2008), told apart with any colour vision, darkened to a contrast of 3:1 on white."""
 
 DASHES: tuple[str, ...] = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 SIGNED = LinearSegmentedColormap.from_list("signed", ["#08487a", "#5d9bc7", "#f7f7f5", "#e0855a", "#8f3104"])
 """Below zero blue, above it orange: a pair that every colour vision tells apart."""
@@ -95,8 +96,10 @@ def dress(axes: Axes) -> None:
 
 
 def legend(axes: Axes, **where: Any) -> None:
-    """A legend without a frame, in the colour of the text."""
-    axes.legend(**{"frameon": False, "fontsize": 10, "labelcolor": INK, "handlelength": 2.4, **where})
+    """A legend without a frame, in the colour of the text; dollar signs stay dollar signs."""
+    drawn = axes.legend(**{"frameon": False, "fontsize": 10, "labelcolor": INK, "handlelength": 2.4, **where})
+    for text in drawn.get_texts():
+        text.set_parse_math(False)
 
 
 @contextmanager

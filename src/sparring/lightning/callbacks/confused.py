@@ -12,7 +12,7 @@ from sparring.borrow import borrow
 from sparring.inspection import confused_logits, logit_gradients
 from sparring.inspection.pictures import need_images
 from sparring.lightning.callbacks.boards import show
-from sparring.lightning.callbacks.watching import Get, Watcher
+from sparring.lightning.callbacks.watching import Get, Watcher, need_whole
 from sparring.lightning.measuring import precision, undisturbed
 
 
@@ -47,9 +47,7 @@ class ConfusedLogits(Watcher):
         get: Get | None = None,
     ) -> None:
         super().__init__(network, get)
-        for name, value in (("top_k", top_k), ("logging_batch_interval", logging_batch_interval)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"ConfusedLogits({name}={value!r}): expected a whole number, at least 1")
+        need_whole(self, top_k=top_k, logging_batch_interval=logging_batch_interval)
         if not max_logit_difference > 0:
             raise ValueError(
                 f"ConfusedLogits(max_logit_difference={max_logit_difference!r}): expected a number above 0"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparring.inspection.bars import layer_bars
 from sparring.lightning.callbacks.boards import note, show
-from sparring.lightning.callbacks.watching import EpochWatcher, Get
+from sparring.lightning.callbacks.watching import EpochWatcher, Get, need_whole
 from sparring.training.batchnorm import layers
 from sparring.training.drift import Buffers, Drift
 from sparring.training.findings import OFF
@@ -43,8 +43,9 @@ class BatchNormDrift(EpochWatcher):
         get: Get | None = None,
     ) -> None:
         super().__init__(samples, every, network, get)
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1 or samples < 2:
-            raise ValueError(f"BatchNormDrift(interval={interval!r}, samples={samples!r}): expected at least 1, and 2")
+        need_whole(self, interval=interval)
+        if samples < 2:
+            raise ValueError(f"BatchNormDrift(samples={samples!r}): expected at least 2, one alone has no variance")
         self.interval = interval
         self._drift: Drift | None = None
         self._before: Buffers | None = None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparring.borrow import borrow
 from sparring.lightning.callbacks.boards import note
-from sparring.lightning.callbacks.watching import EpochWatcher, Get
+from sparring.lightning.callbacks.watching import EpochWatcher, Get, need_whole
 from sparring.lightning.measuring import precision, undisturbed
 from sparring.objective import cross_entropy
 
@@ -39,8 +39,7 @@ class GradientNorms(EpochWatcher):
         get: Get | None = None,
     ) -> None:
         super().__init__(samples, every, network, get)
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise ValueError(f"GradientNorms(interval={interval!r}): expected a whole number, at least 1")
+        need_whole(self, interval=interval)
         self.interval, self.layers = interval, layers
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:

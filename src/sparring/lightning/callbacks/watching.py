@@ -20,6 +20,13 @@ else:
 Get = Callable[[Any], tuple[Tensor, Tensor]]
 
 
+def need_whole(owner: object, **values: object) -> None:
+    """ValueError where one of these settings is no whole number above 0."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{type(owner).__name__}({name}={value!r}): expected a whole number, at least 1")
+
+
 class Watcher(Host):
     """Looks, and changes nothing: no mode, gradient, buffer, parameter or random state.
 
@@ -54,9 +61,7 @@ class EpochWatcher(Watcher):
 
     def __init__(self, samples: int, every: int, network: str | None, get: Get | None) -> None:
         super().__init__(network, get)
-        for name, value in (("samples", samples), ("every", every)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{type(self).__name__}({name}={value!r}): expected a whole number, at least 1")
+        need_whole(self, samples=samples, every=every)
         self.count, self.every = samples, every
         self._held: list[tuple[Tensor, Tensor]] = []
 
