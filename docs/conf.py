@@ -24,6 +24,7 @@ exclude_patterns = ["_build", "figures"]
 html_theme = "furo"
 html_title = "sparring"
 html_static_path = ["_static"]
+pygments_dark_style = "github-dark"  # the theme's own underlines modules, as if they were links
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
