@@ -336,6 +336,42 @@ def test_the_alarm_for_catastrophic_overfitting(
         assert alarms[0].startswith("RobustnessMonitor, after epoch 1: catastrophic-overfitting: ")
 
 
+@pytest.mark.parametrize(
+    ("strategy", "epochs", "overfits"),
+    [(sp.FGSMTraining(sp.Linf(0.3)), 7, True), (sp.PGDTraining(sp.Linf(0.3), steps=3), 3, False)],
+    ids=["FGSM", "PGD"],
+)
+def test_the_alarm_comes_when_a_training_really_overfits_catastrophically(
+    strategy: Any, epochs: int, overfits: bool, tmp_path: Path
+) -> None:
+    """FGSM from the input itself, eps 0.3: after a few epochs one step is withstood, and ten leave hardly a sample."""
+    from sparring import data
+    from sparring.lightning import AdversarialModule
+
+    train = data.open("fashion-mnist:bundled", split="train").tensors(1000)
+    held_out = data.open("fashion-mnist:bundled").tensors(64)
+    pl.seed_everything(0, verbose=False)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 4, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 4, 2, 1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10),
+    )  # fmt: skip
+    sp.fit(net, train, sp.Standard(), epochs=3, lr=0.05, progress=False, health=False, validation=False)
+    module = AdversarialModule(net, strategy, optimizer=lambda weights: torch.optim.Adam(weights, 0.005))
+    watch = RobustnessMonitor(sp.Linf(0.3))
+    batches = (loader(TensorDataset(*part), batch_size=64, shuffle=part is train) for part in (train, held_out))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitting = trainer(tmp_path, watch, max_epochs=epochs)
+        fitting.fit(module, *batches)
+    found = [epoch for epoch, finding in watch.findings if finding.code == "catastrophic-overfitting"]
+    said = [str(each.message) for each in caught if "catastrophic-overfitting" in str(each.message)]
+    assert bool(found) == bool(said) == overfits, watch.findings
+    robust = float(fitting.callback_metrics["val_robust_accuracy"])
+    assert robust < 0.08 if overfits else robust > 0.1
+    if overfits:
+        assert min(found) > 0, "not from the beginning: it is training that does it"
+
+
 def test_gradient_norms(tmp_path: Path) -> None:
     table = pl.loggers.CSVLogger(tmp_path)
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4, bias=False))

@@ -153,7 +153,7 @@ def confused_logits(
         heat(panels[0, column], signed(gradient), f"d logit “{name}” / dx", limit=limit, scale=column == 2)
         moved = image.detach().double().cpu() + factor * gradient.detach().double().cpu()
         pictures.show_sample(panels[1, column], moved, bounds)
-        pictures.heading(panels[1, column], f"image + {factor:g} · d logit “{name}” / dx")
+        pictures.heading(panels[1, column], f"image + {factor:g} × the above")  # names may be long
     panels[1, 0].set_axis_off()
     said = [("true label", "not known" if label is None else pictures.short(name_of(label, names), 20))]
     said += [
