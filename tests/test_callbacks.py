@@ -209,6 +209,31 @@ def test_odd_batches_say_so_and_get_says_where(tmp_path: Path) -> None:
     assert pictures(tmp_path) == ["adversarial_gallery/test-0000000.png"]
 
 
+def test_two_loaders_do_not_overwrite_each_others_pictures(tmp_path: Path) -> None:
+    class Two(Own):
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            return None
+
+    look = ConfusedLogits(min_logit_value=-9.0, max_logit_difference=9.0, logging_batch_interval=3)
+    trainer(tmp_path, look).test(Two(), [loader(), loader()], verbose=False)
+    assert pictures(tmp_path) == ["confused_logits/test-0000002.png", "confused_logits/test_1-0000002.png"]
+
+
+@pytest.mark.parametrize(("kind", "said"), [("fit", "after epoch 1"), ("test", "after epoch 2")])
+def test_a_warning_counts_the_epochs_that_there_were(kind: str, said: str, tmp_path: Path) -> None:
+    """A test after two epochs is not after the third."""
+    watch = BatchNormDrift(interval=1)
+    running = trainer(tmp_path, *([watch] if kind == "fit" else []), max_epochs=2)
+    module = Own()
+    with pytest.warns(UserWarning, match=f"BatchNormDrift, {said}") if kind == "fit" else warnings.catch_warnings():
+        running.fit(module, loader())
+    if kind == "test":
+        next(part for part in module.modules() if isinstance(part, nn.BatchNorm1d)).running_mean.fill_(9.0)
+        running.callbacks.append(watch)
+        with pytest.warns(UserWarning, match=f"BatchNormDrift, {said}"):
+            running.test(module, loader(), verbose=False)
+
+
 def test_what_cannot_be_shown_is_refused_in_a_line(tmp_path: Path) -> None:
     vectors = TensorDataset(X.flatten(1), Y)
     for callback in (ConfusedLogits(), AdversarialGallery(THREAT)):

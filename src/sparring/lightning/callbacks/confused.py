@@ -22,7 +22,8 @@ class ConfusedLogits(Watcher):
     Every so many batches of a training, a validation or a test: of the samples whose two largest logits are both above
     `min_logit_value` and less than `max_logit_difference` apart, a figure for each of the `top_k` closest. 2 × 3 panels: the
     image, d logit_a/dx, d logit_b/dx; the true and both confused labels, image + projection_factor · d logit_a/dx, and the
-    same for b. TensorBoard, Weights & Biases and MLflow show it as confused_logits/train (val, test); other loggers get PNGs.
+    same for b. TensorBoard, Weights & Biases and MLflow show it as confused_logits/train (val, test; val_1 of a second
+    loader); other loggers get PNGs.
 
     top_k: figures at most, each time. projection_factor: of the gradient, in input units² a logit. min_logit_value: below it
     a network has no opinion worth showing. logging_batch_interval: batches between two looks; a look is a forward of
@@ -62,12 +63,12 @@ class ConfusedLogits(Watcher):
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._look("val", trainer, pl_module, batch, batch_idx)
+        self._look(_of("val", dataloader_idx), trainer, pl_module, batch, batch_idx)
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._look("test", trainer, pl_module, batch, batch_idx)
+        self._look(_of("test", dataloader_idx), trainer, pl_module, batch, batch_idx)
 
     def _look(self, stage: str, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
@@ -108,6 +109,11 @@ class ConfusedLogits(Watcher):
         known = (values[:, 1] > self.min_logit_value) & (apart < self.max_logit_difference)
         order = apart.masked_fill(~known, torch.inf).argsort(stable=True)
         return order[: min(self.top_k, int(known.sum()))], classes
+
+
+def _of(stage: str, dataloader_idx: int) -> str:
+    """A name of its own for each of several loaders: their batches, and so their steps, are numbered alike."""
+    return f"{stage}_{dataloader_idx}" if dataloader_idx else stage
 
 
 def box(x: Tensor) -> tuple[float, float]:

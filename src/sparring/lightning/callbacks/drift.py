@@ -99,7 +99,7 @@ class BatchNormDrift(EpochWatcher):
             worst = max(new, key=lambda name: max(shift[names.index(name)], stretch[names.index(name)]))
             place = names.index(worst)
             warnings.warn(
-                f"BatchNormDrift, after epoch {trainer.current_epoch + 1}: the running statistics of {len(new)} layers are not "
+                f"BatchNormDrift, after epoch {self.epochs(trainer)}: the running statistics of {len(new)} layers are not "
                 f"those of the data; furthest off is {worst}, {shift[place]:.2g} σ in mean and ×/÷ "
                 f"{math.exp(stretch[place] / 2):.2g} in σ: more updates, a higher momentum, or sp.recalibrate(model, data)",
                 stacklevel=2,

@@ -65,7 +65,7 @@ class RobustnessMonitor(EpochWatcher):
         self.findings += [(int(trainer.current_epoch), finding) for finding in findings]
         for finding in findings:
             if finding.code not in self._said:
-                warnings.warn(f"RobustnessMonitor, after epoch {trainer.current_epoch + 1}: {finding}", stacklevel=2)
+                warnings.warn(f"RobustnessMonitor, after epoch {self.epochs(trainer)}: {finding}", stacklevel=2)
         self._said = frozenset(finding.code for finding in findings)
         return numbers
 

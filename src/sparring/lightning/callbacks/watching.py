@@ -76,6 +76,11 @@ class EpochWatcher(Watcher):
         fitting = trainer.state.fn == "fit"
         return not trainer.sanity_checking and not (fitting and (trainer.current_epoch + 1) % self.every)
 
+    @staticmethod
+    def epochs(trainer: Any) -> int:
+        """How many there were by now, the one that is about to end included."""
+        return int(trainer.current_epoch) + int(trainer.state.fn == "fit")
+
     def _hold(self, trainer: Any, batch: Any) -> None:
         left = self.count - sum(len(y) for _, y in self._held)
         if left > 0 and trainer.is_global_zero and self._due(trainer):
