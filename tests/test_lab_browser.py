@@ -175,6 +175,55 @@ def test_dragging_through_the_sizes_flips_the_verdict(page: Any, picture: str) -
     assert page.locator("#eps").input_value() == "16/255"
 
 
+def test_an_attack_by_queries_goes_from_query_to_query(page: Any, picture: str) -> None:
+    choose(page, picture)
+    page.fill("#eps", "16/255")
+    assert page.locator("#queries").is_hidden()
+    page.select_option("#method", "square")
+    assert page.locator("#steps").is_hidden()
+    page.fill("#queries", "100")
+    attack(page)
+    assert page.locator(".chip").inner_text() == "fooled", page.locator(".verdict").inner_text()
+    page.locator("#scrub").focus()
+    page.keyboard.press("Home")
+    until(lambda: page.locator("#scrub-label").inner_text() == "query 1 of 100")
+    page.select_option("#method", "hopskipjump")
+    page.fill("#eps", "1/255")
+    page.fill("#queries", "300")
+    attack(page)
+    assert page.locator(".chip").inner_text() == "held"
+    assert "Fooled by a larger change than eps 1/255 only" in page.locator(".foot").inner_text()
+    assert "Size of the change" in page.locator(".charts").inner_text()
+
+
+def test_what_was_to_be_seen_stays_when_the_next_order_is_refused(page: Any, picture: str) -> None:
+    choose(page, picture)
+    page.fill("#eps", "16/255")
+    page.fill("#steps", "4")
+    attack(page)
+    before = page.locator(".verdict").inner_text()
+    page.fill("#eps", "8")
+    page.click("#start")
+    page.get_by_text("eps=8 with inputs in [0, 1]: did you mean 8/255?").wait_for()
+    assert page.locator(".verdict").inner_text() == before
+    until(lambda: page.locator("#scrub-label").inner_text() == "result")
+    page.locator("#scrub").focus()
+    page.keyboard.press("Home")
+    until(lambda: page.locator("#scrub-label").inner_text() == "step 0 of 4")
+
+
+def test_the_slider_stays_in_sight_on_a_telephone(page: Any, picture: str) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    choose(page, picture)
+    page.fill("#steps", "3")
+    page.click("input[value=optimizers] + span")
+    attack(page)
+    page.locator(".card").first.scroll_into_view_if_needed()
+    box = page.locator("#scrub").bounding_box()
+    assert 0 < box["y"] < 844
+    assert page.locator(".card").last.bounding_box()["y"] > 844  # though what stands above it reaches further
+
+
 def test_a_running_attack_is_stopped_by_escape(page: Any, picture: str) -> None:
     choose(page, picture)
     page.select_option("#network", "slow colours")
