@@ -4,7 +4,7 @@ import { chart } from "./chart.js";
 import { $, api, el, percent, sentence, size } from "./dom.js";
 
 const SORTS = [
-  ["distance", "smallest change that fools", false], ["confidence", "most confident error", true], ["norm", "size of the change", true],
+  ["distance", "smallest change", false], ["confidence", "most confident error", true], ["norm", "size of the change", true],
   ["clean_confidence", "surest before", true], ["label", "true class", false], ["prediction", "seen as", false], ["attack", "attack", false], ["index", "number", false],
 ];
 const SHOWS = [["fooled", "fooled"], ["robust", "withstood"], ["wrong", "wrong anyway"], ["all", "all"]];
@@ -69,12 +69,13 @@ export class ResultsView {
     const curve = run.curve;
     if (curve.length < 2) return null;
     const points = curve.map((one) => [one.eps, one.value]);
-    const x = { min: curve[0].eps, max: curve.at(-1).eps, format: (v) => (run.task === "text" ? percent(v) : size(v, run.eps_typed)) };
+    const x = { min: curve[0].eps, max: curve.at(-1).eps, format: (v) => (run.task === "text" ? `${Math.round(100 * v)}%` : size(v, run.eps_typed)) };
     if (/255$/.test(run.eps_typed ?? "")) {
       const top = x.max * 255, steps = [0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32];
       const step = steps.find((one) => top / one <= 6) ?? 64;
       x.ticks = Array.from({ length: Math.floor(top / step + 1e-6) + 1 }, (_, i) => (i * step) / 255);
     }
+    const title = run.task === "text" ? "Accuracy against the share of words that are changed" : "Accuracy against the size of the change";
     const line = { points, hue: "s1", band: curve.map((one) => [one.eps, one.low, one.high]) };
     const marks = run.eps !== null && run.eps < x.max * 0.999 ? [run.eps] : [];
     const label = el("output", { class: "keys" });
@@ -82,8 +83,8 @@ export class ResultsView {
     const draw = (at) => {
       chosen = at;
       const near = curve.reduce((best, one) => (Math.abs(one.eps - at) < Math.abs(best.eps - at) ? one : best));
-      label.textContent = `at eps ${x.format(near.eps)}: at most ${percent(near.value)}`;
-      holder.replaceChildren(chart({ title: "Accuracy against the size of the change", lines: [line], x, y: { min: 0, max: 1, format: (v) => `${Math.round(100 * v)}%` }, at: near.eps, pick: draw, marks, width: holder.clientWidth || 600, height: 240 }));
+      label.textContent = `${run.task === "text" ? `up to ${x.format(near.eps)} changed` : `at eps ${x.format(near.eps)}`}: at most ${percent(near.value)}`;
+      holder.replaceChildren(chart({ title, lines: [line], x, y: { min: 0, max: 1, format: (v) => `${Math.round(100 * v)}%` }, at: near.eps, pick: draw, marks, width: holder.clientWidth || 600, height: 240 }));
     };
     const holder = el("div", {});
     draw(chosen);
@@ -93,7 +94,7 @@ export class ResultsView {
       width = holder.clientWidth;
       draw(chosen);
     }).observe(holder);
-    return el("section", {}, el("figure", { class: "curve" }, el("figcaption", {}, el("strong", {}, "Accuracy against the size of the change"), label), holder));
+    return el("section", {}, el("figure", { class: "curve" }, el("figcaption", {}, el("strong", {}, title), label), holder));
   }
 
   filters(run) {
