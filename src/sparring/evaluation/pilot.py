@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sparring.evaluation.adaptive import Step
 from sparring.evaluation.files import replacing
+from sparring.rows import Rows
 
 LEAST, MOST = 32, 128  # samples of a pilot: a fiftieth of them all
 LOOKS = 25  # at an example for a random model, at least
@@ -36,6 +37,7 @@ class Plan:
     everybody goes on to every ascent, which takes all its steps (over which the draws average) and returns the last, and
     an example counts if it fools in most of `looks`, and of up to eight times as many where those leave it open.
     raised: the closeness up to which samples are searched because of gains that only masked gradients explain; 0 without.
+    rugged: the median, over the pilot's samples that stood, of how far apart two climbs from random starts end, in closeness.
     forwards, backwards: what the pilot cost.
     """
 
@@ -49,6 +51,7 @@ class Plan:
     random: bool = False
     raised: float = 0.0
     blind: tuple[int, ...] = ()
+    rugged: float = 0.0
 
     @property
     def looks(self) -> int:
@@ -80,6 +83,8 @@ class Gains:
         self.brought: list[list[float]] = [[] for _ in range(attacks)]
         self.fooled = [0] * attacks
         self.asked = self.denied = 0  # examples shown to the model again, and those that did not fool it then
+        self.standing: list[Rows] = []  # that no attack has fooled
+        self.rugged = 0.0
 
     def see(self, number: int, before: Tensor, after: Tensor, fooled: Tensor) -> None:
         number = self.numbers[number]
@@ -113,8 +118,10 @@ def plan(steps: list[Step], gains: Gains, samples: int, forwards: int, backwards
             if step.measured and step.gate.usual and wide > near and not gains.random:
                 raised = min(1.0, wide)
             near = max(near, wide)
+        if step.gate.rugged and not raised:
+            near = max(near, min(step.gate.most, step.gate.factor * (gains.rugged - step.gate.usual)))
         if gains.random:
-            near = 1.0 if step.attack.access == "gradients" else NEVER
+            near = 1.0 if step.attack.access == "gradients" and not step.gate.rugged else NEVER
         gates.append(None if near >= 1 else round(near, 4))
     # where gradients are masked for everybody a search says more than another climb
     blind = [
@@ -131,6 +138,7 @@ def plan(steps: list[Step], gains: Gains, samples: int, forwards: int, backwards
         random=gains.random,
         raised=round(raised, 4),
         blind=() if gains.random else tuple(blind),
+        rugged=round(gains.rugged, 4),
     )
 
 

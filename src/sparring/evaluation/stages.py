@@ -134,9 +134,10 @@ class OwnStage:
             rows.forwards = rows.forwards + standing
 
     def _hand_on(self, rows: Rows) -> None:
-        """Where the next attack may start: the best iterate, and in a run of margin attacks the best of them all."""
+        """Where the next attack may start: the best iterate, and after attacks on the margin the best of all those."""
         if self.attack.climbs() not in (margin, soft_margin, difference) or len(rows.norm):
-            rows.start, rows.closeness = rows.best, rows.closeness[:0]
+            if not len(rows.closeness):
+                rows.start = rows.best
             return
         assert rows.reference is not None
         left = (rows.value / margin(rows.reference, rows.y)).float().nan_to_num(1.0).clamp(0, 1)

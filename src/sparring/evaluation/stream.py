@@ -272,6 +272,8 @@ class Stream:
         if len(standing):
             if self.chosen is not None:
                 self.chosen.offer(standing, True)
+            if self.gains is not None:
+                self.gains.standing.append(standing)
             for place in standing.ticket.tolist():
                 self._finish(place)
 
