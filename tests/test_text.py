@@ -204,6 +204,17 @@ def test_normalised_embeddings_have_mean_0_and_variance_1_over_the_corpus() -> N
     assert not layer(torch.tensor([0])).any()
 
 
+def test_padding_is_no_word_of_the_corpus() -> None:
+    counts = torch.tensor([0.0, 1, 5, 2, 3])
+    layer = FrequencyNormalizedEmbedding(5, 3, counts, padding_idx=0)
+    padded = FrequencyNormalizedEmbedding(5, 3, counts + torch.tensor([90.0, 0, 0, 0, 0]), padding_idx=0)
+    with torch.no_grad():
+        layer.weight[0] = 7.0  # would move the mean
+        padded.weight.copy_(layer.weight)
+    assert torch.equal(padded.counts, counts)
+    assert torch.equal(padded(torch.arange(5)), layer(torch.arange(5)))
+
+
 @given(scale=st.floats(1e-3, 1e3), shift=st.floats(-10, 10), seed=st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
 def test_growing_the_weights_changes_nothing(scale: float, shift: float, seed: int) -> None:
