@@ -25,9 +25,9 @@ import os, signal
 from pathlib import Path
 import torch
 from torch import nn
-from sparring.evaluation import stream
+from sparring.evaluation import tally
 
-stream.FLUSH_SECONDS = 0.0
+tally.FLUSH_SECONDS = 0.0
 FOLDER = Path(__file__).parent
 WHO = "{RANK}-{TORCHELASTIC_RESTART_COUNT}".format(**os.environ) if "RANK" in os.environ else "alone"
 

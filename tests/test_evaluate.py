@@ -320,7 +320,7 @@ def test_a_hard_cascade_holds_few_samples_too(monkeypatch: pytest.MonkeyPatch) -
 
 def test_progress_only_grows_and_ends_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10**9))
-    monkeypatch.setattr("sparring.evaluation.stream.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("sparring.evaluation.tally.time.monotonic", lambda: float(next(clock)))
     told: list[Progress] = []
     model = mlp(SHAPE)
     result = sp.evaluate(model, labelled(model, 200), sp.Linf(EPS), batch_size=16, progress=told.append)

@@ -181,7 +181,7 @@ def stopping(after: int) -> Callable[[Any], None]:
 
 
 def test_stopped_and_started_again(result: TextResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparring.evaluation.texts.stream.TELL_SECONDS", 0.0)
+    monkeypatch.setattr("sparring.evaluation.tally.TELL_SECONDS", 0.0)
     folder = tmp_path / "run"
     settings: dict[str, Any] = {"attacks": attacks(), "out": folder, "batch_size": 4}
     for after in (5, 20):

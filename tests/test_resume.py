@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import sparring as sp
 from networks import inputs, mlp
-from sparring.evaluation import Progress, stream
+from sparring.evaluation import Progress, tally
 from sparring.evaluation.store import Store
 
 SHAPE = (3, 4, 5)
@@ -101,7 +101,7 @@ def child(out: str, moment: str, count: int, kind: int) -> None:
 
     # a shell's background jobs ignore SIGINT, and so would this child
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.replace, Store._append, stream.FLUSH_SECONDS = replacing, appending, 0.0  # type: ignore[assignment,method-assign]
+    os.replace, Store._append, tally.FLUSH_SECONDS = replacing, appending, 0.0  # type: ignore[assignment,method-assign]
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     run(Path(out))
 
@@ -323,7 +323,7 @@ def test_no_space_in_the_middle_of_the_journal(whole: Path, tmp_path: Path) -> N
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        patch.setattr("sparring.evaluation.stream.FLUSH_SECONDS", 0.0)
+        patch.setattr("sparring.evaluation.tally.FLUSH_SECONDS", 0.0)
         with pytest.raises(OSError, match=r"can't write .*journal.jsonl: No space left"):
             run(tmp_path)
     lines = (tmp_path / ".parts" / "journal.jsonl").read_text().splitlines()

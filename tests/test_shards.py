@@ -19,7 +19,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 import sparring as sp
 from networks import RowWise, inputs
-from sparring.evaluation import Progress, shards, stream
+from sparring.evaluation import Progress, shards, tally
 from sparring.evaluation import run as evaluation_run
 from sparring.evaluation.pilot import Plan, kept
 from sparring.evaluation.source import Source
@@ -230,7 +230,7 @@ def test_a_time_limit_ends_a_shard_early(whole: Path, tmp_path: Path) -> None:
 
 def test_dealt_out_anew_nothing_is_done_again(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two shards, one whole and one half; then three, one whole and one half; then one process takes all that is left."""
-    monkeypatch.setattr(stream, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(tally, "FLUSH_SECONDS", 0.0)
     run(tmp_path, (1, 2))
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, (0, 2), model=stopping(30))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -24,14 +23,13 @@ from sparring.evaluation.records import DONE, STARTED
 from sparring.evaluation.source import Batch, Source, digest
 from sparring.evaluation.stages import Stage, make_stage
 from sparring.evaluation.store import Store
+from sparring.evaluation.tally import Tally
 from sparring.objective import predict
 from sparring.rows import Rows
 from sparring.threat import Threat
 
-FLUSH_SECONDS = 10.0
 
-
-class Stream:
+class Stream(Tally):
     """Pulls data, keeps the stages fed, and settles samples as they fall or survive."""
 
     def __init__(
@@ -52,13 +50,9 @@ class Stream:
         gains: Gains | None = None,
     ) -> None:
         """plan: who goes on to which attack; without one everybody does. gains: is told how far each attack brings samples."""
+        super().__init__(model, source, store, time_limit, report)
         self.plan, self.gains = plan, gains
-        self.model, self.source, self.threat, self.store, self.device = model, source, threat, store, device
-        self.batch_size, self.time_limit, self.report = batch_size, time_limit, report
-        self.records = store.records
-        table = self.records.table  # what an earlier start has finished
-        self.resumed = self.done = len(table)
-        self.correct, self.fooled = int(table["correct"].sum()), int((table["attack"] >= 0).sum())
+        self.threat, self.device, self.batch_size, self.records = threat, device, batch_size, store.records
         # each attack draws numbers of its own
         self.looks = 1 if plan is None else plan.looks
         self.stages: list[Stage] = [
@@ -71,26 +65,20 @@ class Stream:
         self.chosen = Chosen(seed, source.shard[1]) if checkup else None
         self.batches = iter(source)
         self.shape: list[int] | None = None
-        self.finished = False
-        self._start = self._flushed = self._told = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._start
 
     def go(self) -> None:
         """To the end, or until time is up (after one batch at least, so that something is known)."""
         while not self.finished:
             self.finished = not self._work()
-            self._tell()
-            if self.time_limit is not None and self.seconds >= self.time_limit:
+            self.tell()
+            if self.late:
                 break
         for number in range(len(self.stages)):  # where time ran out
             while self.fallen[number] is not None:
                 self._settle(number)
             for rows in self.stages[number].under_way():
                 self._account(rows, number)
-        self._tell(last=True)
+        self.tell(last=True)
 
     def _work(self) -> bool:
         """The piece of work nearest to the exit that fills a batch, else more data, else what is left; whether there was any."""
@@ -124,17 +112,6 @@ class Stream:
         self.store.finish(place, example)
         self.done += 1
         self.fooled += example is not None
-
-    def _tell(self, last: bool = False) -> None:
-        now = time.monotonic()
-        if last or now - self._told > 0.1:
-            self._told = now
-            passes = (self.model.forwards, self.model.backwards)
-            met = (len(self.records), self.correct, self.fooled)
-            self.report(Progress(self.done, self.source.total, *met, *passes, self.seconds, self.resumed))
-        if now - self._flushed > FLUSH_SECONDS:
-            self.store.flush()
-            self._flushed = now
 
     def _meet(self, batch: Batch) -> None:
         """Look at new samples; those the model gets right go to the first attack."""

@@ -19,7 +19,7 @@ from sparring.evaluation.progress import Progress
 from sparring.evaluation.records import STARTED
 from sparring.evaluation.source import Batch, Source, digest
 from sparring.evaluation.store import Store
-from sparring.evaluation.stream import FLUSH_SECONDS
+from sparring.evaluation.tally import Tally
 from sparring.evaluation.texts.records import TextRecords
 from sparring.objective import fooled as is_fooled
 from sparring.objective import predict
@@ -27,8 +27,6 @@ from sparring.text import TextAttack
 from sparring.text.attacks import Attempt, Sample
 from sparring.text.attacks.attempt import check_text
 from sparring.text.attacks.searches import ask
-
-TELL_SECONDS = 0.1
 
 
 @dataclass
@@ -44,7 +42,7 @@ class TextStage:
         self.name, self.settings = self.attack.name, self.attack.settings()
 
 
-class TextStream:
+class TextStream(Tally):
     """Pulls texts through the attacks, a batch's worth of them under way at a time, and keeps what is found."""
 
     shape: list[int] | None = None
@@ -64,18 +62,9 @@ class TextStream:
         time_limit: float | None,
         report: Callable[[Progress], None],
     ) -> None:
-        self.model, self.source, self.store, self.records, self.device = model, source, store, records, device
-        self.batch_size, self.seed, self.time_limit, self.report = batch_size, seed, time_limit, report
+        super().__init__(model, source, store, time_limit, report)
+        self.records, self.device, self.batch_size, self.seed = records, device, batch_size, seed
         self.stages = [TextStage(attack) for attack in attacks]
-        table = records.table  # what an earlier start has finished
-        self.resumed = self.done = len(table)
-        self.correct, self.fooled = int(table["correct"].sum()), int((table["attack"] >= 0).sum())
-        self.finished = False
-        self._start = self._flushed = self._told = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._start
 
     def go(self) -> None:
         """To the end, or until time is up (after one text at least, so that something is known)."""
@@ -87,11 +76,11 @@ class TextStream:
             place = self.records.place(sample.index)
             assert place is not None
             self._finish(place)
-            late = self.time_limit is not None and self.seconds >= self.time_limit
+            late = self.late
             if late:
                 break
         self.finished = not late or self._all_known()
-        self._tell(last=True)
+        self.tell(last=True)
 
     def _all_known(self) -> bool:
         return self.source.total is not None and self.done >= self.source.total
@@ -174,7 +163,7 @@ class TextStream:
             if attempt is None:
                 return
             yield sample
-            self._tell()
+            self.tell()
 
     def _note(self, number: int, sample: Sample, attempt: Attempt) -> None:
         """Write down what became of a text. A success counts if the model is wrong when it is asked again, alone."""
@@ -209,14 +198,3 @@ class TextStream:
     def _finish(self, place: int) -> None:
         self.store.finish(place)
         self.done += 1
-
-    def _tell(self, last: bool = False) -> None:
-        now = time.monotonic()
-        if last or now - self._told > TELL_SECONDS:
-            self._told = now
-            passes = (self.model.forwards, self.model.backwards)
-            met = (len(self.records), self.correct, self.fooled)
-            self.report(Progress(self.done, self.source.total, *met, *passes, self.seconds, self.resumed))
-        if now - self._flushed > FLUSH_SECONDS:
-            self.store.flush()
-            self._flushed = now
