@@ -481,6 +481,7 @@ class TestCommandLine:
             return ask(self, x)
 
         monkeypatch.setattr(TextClassifier, "forward", forward)
+        monkeypatch.setattr("sparring.evaluation.tally.TELL_SECONDS", 0.0)
         code, _, err = self.run(capsys, *asked)
         assert code == 130
         assert f"samples kept in {reviews / 'stopped'}; the same command goes on from there" in err.splitlines()[-1]

@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from networks import SHAPES
 from sparring.noise import Noise
+from sparring.projection import project_l1
 from sparring.threat import L0, Linf, Threat
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -252,6 +255,29 @@ def test_l1_step_spends_its_length_where_the_box_lets_it() -> None:
     # shared by two entries: no entry gets more than half
     step = threat.steepest(gradient, x, sparsity=0.6, length=torch.tensor([0.4])) * 0.4
     torch.testing.assert_close(step, torch.tensor([[0.0, -0.1, 0.2, -0.1, 0.0]]))
+
+
+class Solves(TorchFunctionMode):
+    """Counts the points that a projection tries."""
+
+    tried = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.tried += func is torch.minimum
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_l1_solution_is_found_soon_however_small_the_ball(dtype: torch.dtype) -> None:
+    """Above the largest change the sum is flat, and there Newton's method would walk back by eps a step."""
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        size = 3 * torch.randn(32, 60, generator=generator, dtype=dtype).abs()
+        room = torch.rand(32, 60, generator=generator, dtype=dtype)
+        with Solves() as mode:
+            moved = project_l1(size, room, 1e-6)
+        assert mode.tried < 80
+        assert bool((moved.sum(1) <= 1e-6 + 4 * torch.finfo(dtype).eps * size.amax(1)).all())
 
 
 def test_l1_and_l2_random_points_fill_the_ball() -> None:

@@ -62,9 +62,9 @@ def project_l1(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     below, above = torch.zeros_like(radius), size.amax(1, keepdim=True)
     shift = below
     while True:
-        falls = (moved > 0) & (moved < room)
-        newton = shift + over / falls.sum(1, keepdim=True).clamp_min(1)
-        inside = (newton > below) & (newton < above)
+        falls = ((moved > 0) & (moved < room)).sum(1, keepdim=True)
+        newton = shift + over / falls.clamp_min(1)
+        inside = (newton > below) & (newton < above) & (falls > 0)  # where the sum is flat it leads nowhere
         shift = torch.where(open_, torch.where(inside, newton, (below + above) / 2), shift)
         moved = torch.minimum((size - shift).clamp_min_(0), room)
         over = moved.sum(1, keepdim=True) - radius
