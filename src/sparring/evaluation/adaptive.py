@@ -22,6 +22,7 @@ from sparring.threat import Threat
 # a long climb from the best so far, and a short search: what both gain on the pilot tells whether gradients are masked
 SEARCHES = (4, 5)
 USUAL = 0.028  # their gain where they are not
+TWIN = 10  # steps of a climb that tells how rugged the margin is
 SMOOTH = 0.009  # ruggedness up to which another start hardly finds more
 
 
@@ -53,7 +54,7 @@ class Step:
 
 def twin(threat: Threat) -> Attack:
     """The climb whose ends, from two random starts, tell how rugged the margin is."""
-    return APGD(threat, steps=10, objective="soft-margin")
+    return APGD(threat, steps=TWIN, objective="soft-margin")
 
 
 def _anew(threat: Threat) -> list[Step]:

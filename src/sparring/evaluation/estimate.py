@@ -154,6 +154,7 @@ def _cases(
     few = pilot.size(samples) if steps else 0
     few = few if samples is None else min(few, samples)
     measured = _sum(whole[i] for i in ours if steps and steps[i].measured)
+    measured += Passes(adaptive.TWIN + 1, adaptive.TWIN) * 2
     looked = [count if samples is None else min(count, samples) for count in (FALLEN, FALLEN + STANDING)]
     rounded = Passes(EXAMPLES if look.forwards else 0)
     easy = (clean + first + confirmed) * few + look * looked[0] + rounded
