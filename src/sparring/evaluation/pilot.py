@@ -112,14 +112,12 @@ def plan(steps: list[Step], gains: Gains, samples: int, forwards: int, backwards
     raised = 0.0
     for step in steps:
         near = step.gate.near
-        if step.gate.gains:
-            over = sum(gains.gain(number) for number in step.gate.gains) - step.gate.usual
-            wide = min(step.gate.most, step.gate.factor * over)
+        if step.gate.gains or (step.gate.rugged and not raised):
+            seen = gains.rugged if step.gate.rugged else sum(gains.gain(number) for number in step.gate.gains)
+            wide = min(step.gate.most, step.gate.factor * (seen - step.gate.usual))
             if step.measured and step.gate.usual and wide > near and not gains.random:
                 raised = min(1.0, wide)
             near = max(near, wide)
-        if step.gate.rugged and not raised:
-            near = max(near, min(step.gate.most, step.gate.factor * (gains.rugged - step.gate.usual)))
         if gains.random:
             near = 1.0 if step.attack.access == "gradients" and not step.gate.rugged else NEVER
         gates.append(None if near >= 1 else round(near, 4))
