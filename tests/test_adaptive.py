@@ -365,6 +365,21 @@ def test_the_last_search_begins_anew() -> None:
     assert starts == [["given", "given", "given", "stripes"], ["stripes", "given"]]
 
 
+def test_an_attack_that_keeps_no_margin_leaves_the_account_as_it_was() -> None:
+    """Samples go on to a gated attack behind it as if it had not been there."""
+    model, threat = mlp(SHAPE), sp.Linf(0.02)
+    x, y = labelled(model, 60)
+    climb, search = sp.MarginAscent(threat, rivals=1), sp.Square(threat, queries=5)
+    attacked = []
+    for between in ([], [sp.APGD(threat, steps=1, objective="dlr")]):
+        attacks = [climb, *between, search]
+        plan = Plan((None, *(0.5 for _ in attacks[1:])), 0, (), (), (), 0, 0)
+        result = sp.evaluate(model, (x, y), threat, attacks=attacks, plan=plan, checkup=False)
+        attacked.append(result.attacks[-1]["attacked"])
+    assert attacked[0] >= attacked[1] > 0
+    assert attacked[0] - attacked[1] <= result.attacks[1]["fooled"]
+
+
 def test_other_starts_are_for_rugged_networks_that_hide_nothing() -> None:
     steps = adaptive.steps(sp.Linf(EPS))
     gates = {}

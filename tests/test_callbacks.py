@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import sparring as sp
+from crew import torchrun
 
 pl = pytest.importorskip("lightning.pytorch")
 
@@ -524,18 +523,7 @@ def distributed(folder: Path) -> None:
 
 def test_two_processes(tmp_path: Path) -> None:
     """The first one looks and logs; all know the numbers, so that a checkpoint in each may follow them."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        __file__,
-        str(tmp_path),
-    ]
-    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=quiet)
+    done = torchrun(Path(__file__).parent, __file__, str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     told = torch.load(tmp_path / "found.pt")
     assert told["metrics"][0] == told["metrics"][1]

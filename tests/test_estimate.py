@@ -95,6 +95,9 @@ def test_the_two_ends_of_the_adaptive_range(make: Any, eps: float) -> None:
     assert result.backwards <= bound.backwards < most.backwards
     if eps == 0.9:
         assert result.backwards > 60 * STEPS
+    else:  # where everybody stands all of the pilot is spent, with its two climbs from random starts
+        pilot = estimate(model, data, threat, checkup=False).standing.once
+        assert pilot.backwards == result.document["passes"]["pilot_backwards"]
 
 
 def test_between_the_ends_an_ordinary_model() -> None:
