@@ -18,7 +18,7 @@ from sparring.borrow import borrow
 from sparring.evaluation import adaptive, load_result, pilot
 from sparring.evaluation.claims import check_totals
 from sparring.evaluation.pilot import Gains, Plan
-from sparring.evaluation.study import ruggedness
+from sparring.evaluation.study import ruggedness, study
 from sparring.objective import margin
 from sparring.report import words
 from sparring.rows import Rows
@@ -340,6 +340,8 @@ def test_a_random_model_is_not_searched_and_its_examples_fool_most_of_the_time(t
     assert plan is not None
     assert plan.random
     assert plan.looks == pilot.LOOKS
+    rugged = [gate for gate, step in zip(plan.gates, adaptive.steps(threat), strict=True) if step.gate.rugged]
+    assert rugged == [pilot.NEVER] * 5
     searches = [row for row in result.attacks if row["name"] == "Square"]
     assert searches
     assert all(row["attacked"] == 0 for row in searches)
@@ -425,6 +427,12 @@ def test_ruggedness_is_how_far_apart_two_climbs_end() -> None:
             assert ruggedness(borrowed, [], adaptive.twin(threat), 16, seed=0) == 0
     assert found[0] < 1e-4  # every climb ends in the corner that the slope leads to
     assert found[1] > 0.02
+    steps = adaptive.steps(threat)
+    with borrow(model) as borrowed:
+        attacks: list[Any] = [step.attack for step in steps]
+        more: dict[str, Any] = {"batch_size": 16, "max_samples": 12, "seed": 0, "indices": None}
+        made = study(borrowed, (x, y), threat, steps, attacks, None, **more)
+    assert made.rugged > adaptive.SMOOTH, "a pilot measures it"
 
 
 def test_a_few_examples_that_do_not_hold_make_no_random_model() -> None:
