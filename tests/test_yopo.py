@@ -148,6 +148,37 @@ def test_under_l2_too(form: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["hamiltonian", "gradient"])
+@pytest.mark.parametrize("kind", ["affine", "curved"])
+def test_one_that_keeps_begins_where_the_samples_were(form: str, kind: str) -> None:
+    """Two batches of the same samples, the second in another order and with one that is new."""
+    threat, (x, y) = sp.Linf(EPS), samples()
+    strategy = YOPO(threat, 2, 3, step_size=STEP, form=form, first="first", keep=True)
+    model = network(kind)
+    shown: list[Tensor] = []
+    model.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0].detach().clone()))
+
+    def batch(order: list[int], step: int) -> list[Tensor]:
+        model.zero_grad()
+        part = torch.tensor(order)
+        for loss in strategy(model, Batch(x[part], y[part], part, step)):
+            loss.value.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    batch([3, 1, 4, 0], 0)
+    ends = dict(zip([3, 1, 4, 0], shown[-1]))  # the last point that anything ran at
+    order = [0, 5, 3, 1]
+    fresh = threat.random(x[order], Noise(strategy.draw_seed(Batch(x, x, step=1)), torch.tensor(order)), "start")
+    begin = [
+        fresh[place] if i not in ends else x[i] + (ends[i] - x[i]).half().double() for place, i in enumerate(order)
+    ]
+    begun = threat.project(x[order], torch.stack(begin))
+    expected = LITERAL[form](copy.deepcopy(model), threat, x[order], y[order], begun, 2, 3)
+    assert same(batch(order, 1), expected)
+    with pytest.raises(ValueError, match="keeps something for every sample"):
+        next(strategy(model, (x, y)))
+
+
+@pytest.mark.parametrize("form", ["hamiltonian", "gradient"])
 @pytest.mark.parametrize("norm", [sp.Linf, sp.L2])
 def test_the_collapsed_steps_are_the_loops(form: str, norm: object) -> None:
     x, y = samples()

@@ -28,8 +28,8 @@ TAKES = {
     "nfgsm": ("NFGSM", ("k", "step_size", "alpha", "fraction")),
     "gradalign": ("GradAlign", ("weight", "step_size")),
     "pgd": ("PGDTraining", ("steps", "step_size", "alpha", "fraction", "keep", "stop_when_fooled")),
-    "free": ("Free", ("m", "step_size")),
-    "yopo": ("YOPO", ("m", "n", "step_size", "form", "first")),
+    "free": ("Free", ("m", "step_size", "keep")),
+    "yopo": ("YOPO", ("m", "n", "step_size", "form", "first", "keep")),
     "trades": ("TRADES", ("beta", "steps", "step_size")),
     "trades-yopo": ("TRADESYOPO", ("m", "n", "beta", "step_size", "first")),
     "mart": ("MART", ("weight", "steps", "step_size")),
@@ -74,7 +74,7 @@ class StrategySettings(Settings):
     k: Annotated[float | None, STRATEGY] = None
     """nfgsm: size of the noise, in multiples of eps."""
     keep: Annotated[bool, STRATEGY] = False
-    """pgd: keep each sample's perturbation, and go on from it next time."""
+    """pgd, free, yopo: keep each sample's perturbation, and go on from it next time."""
     stop_when_fooled: Annotated[bool, STRATEGY] = False
     """pgd: a sample climbs until the network errs, and no further."""
     sources: Annotated[list[Path], STRATEGY, MANY] = field(default_factory=list)

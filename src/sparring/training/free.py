@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sparring.attacks.inputs import check_inputs
 from sparring.noise import Noise
-from sparring.threat import Threat, per_sample
+from sparring.threat import Threat
 from sparring.training.fast import check_positive
 from sparring.training.kept import Kept
 from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat
@@ -79,11 +79,8 @@ class Free(Strategy):
     def _mine(self, batch: Batch) -> Tensor:
         """(B, *S) where these samples' perturbations were, or random points of the set."""
         assert batch.indices is not None
-        start = self.threat.random(batch.x, Noise(self.draw_seed(batch), batch.indices), "start")
-        kept = self._own.start(batch.x, batch.indices)
-        if kept is not None:
-            start = torch.where(per_sample(self._own.knows(batch.indices).to(start.device), start), kept, start)
-        return start - batch.x
+        noise = Noise(self.draw_seed(batch), batch.indices)
+        return self._own.start(batch.x, batch.indices, lambda: self.threat.random(batch.x, noise, "start")) - batch.x
 
     def _perturbation(self, x: Tensor) -> Tensor:
         """The kept perturbation (at least B, *S), to be changed in place; zeros where the batch is larger than any before, or

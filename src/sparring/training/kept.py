@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sparring.threat import per_sample
 
 
 class Kept:
@@ -24,17 +26,19 @@ class Kept:
         inside = indices < len(self.known)
         return inside.clone() if not bool(inside.any()) else inside & self.known[indices.clamp_max(len(self.known) - 1)]
 
-    def start(self, x: Tensor, indices: Tensor) -> Tensor | None:
-        """x (B, *S) moved by what is kept for these samples, or not at all; None where nothing is kept for any of them."""
-        if self.table is None or not bool(self.knows(indices).any()):
-            return None
+    def start(self, x: Tensor, indices: Tensor, fresh: Callable[[], Tensor]) -> Tensor:
+        """x (B, *S) moved by what is kept for each of these samples; where nothing is, what `fresh` (B, *S) gives."""
+        known = self.knows(indices)
+        if self.table is None or not bool(known.any()):
+            return fresh()
         if self.table.shape[1:] != x.shape[1:]:
             raise ValueError(
                 f"inputs of shape {tuple(x.shape[1:])}, but perturbations of shape {tuple(self.table.shape[1:])} were kept: "
                 "keep=True needs inputs of one size"
             )
         self.table = self.table.to(x.device)
-        return x + self.table[indices.clamp_max(len(self.table) - 1).to(x.device)].to(x.dtype)
+        moved = x + self.table[indices.clamp_max(len(self.table) - 1).to(x.device)].to(x.dtype)
+        return moved if bool(known.all()) else torch.where(per_sample(known.to(x.device), moved), moved, fresh())
 
     def put(self, indices: Tensor, change: Tensor) -> None:
         """Keep these (B, *S)."""

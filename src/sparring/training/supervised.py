@@ -14,7 +14,7 @@ from sparring.attacks.base import Attack
 from sparring.attacks.pgd import PGD
 from sparring.attacks.sign import FGSM, default_step
 from sparring.noise import Noise
-from sparring.threat import Threat, per_sample
+from sparring.threat import Threat
 from sparring.training.friendly import FriendlyPGD
 from sparring.training.kept import Kept
 from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat
@@ -235,15 +235,16 @@ class PGDTraining(AdversarialTraining):
         if steps == 0:
             return None
         attack = self.attack(steps)
-        start = self.kept.start(batch.x, batch.indices) if self.keep else None
-        if start is not None and not bool((known := self.kept.knows(batch.indices)).all()):
-            fresh = attack.threat.random(batch.x, Noise(self.draw_seed(batch), batch.indices), "start", 0)
-            start = torch.where(
-                per_sample(known.to(batch.x.device), start), start, fresh if self.random_start else batch.x
-            )
-        made = self.crafted(model, batch, attack, start)
-        if self.keep:
-            self.kept.put(batch.indices, made - batch.x)
+        if not self.keep:
+            return self.crafted(model, batch, attack)
+        noise = Noise(self.draw_seed(batch), batch.indices)
+        start = self.kept.start(
+            batch.x,
+            batch.indices,
+            lambda: attack.threat.random(batch.x, noise, "start", 0) if self.random_start else batch.x,
+        )
+        made = self.crafted(model, batch, replace(attack, random_start=False), start)
+        self.kept.put(batch.indices, made - batch.x)
         return made
 
     def state_dict(self) -> dict[str, Any]:

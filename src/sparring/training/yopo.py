@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparring.attacks.inputs import check_inputs
 from sparring.borrow import borrow
 from sparring.noise import Noise
+from sparring.objective import check_label_range
 from sparring.threat import Threat, parse_eps
 from sparring.training.first import Costate, First, first_layer
+from sparring.training.kept import Kept
 from sparring.training.strategy import Batch, Loss, Seen, Strategy
 
 
@@ -31,6 +35,8 @@ class YOPO(Strategy):
     collapse: where f0 is affine in its input (a convolution, also behind a normalisation), ⟨p, f0(x + η)⟩ is linear in η,
     and the n inner steps are done with one gradient: under linf exactly one step of n · step_size. Tested on random points
     when first used; False runs the literal loop in any case.
+    keep: each sample begins where its own perturbation was an epoch ago, not at a random point, as in Zheng et al. (2020).
+    Batches must carry `indices`, and show each sample as it was (no random crops and mirrors).
 
     Passes a batch: "hamiltonian" m full, and m(n + 1) of the first layer; "gradient" m + 1 full, m · n of the first layer.
     Collapsed, the inner steps cost "hamiltonian" one backward of the first layer, and "gradient" nothing at all.
@@ -43,6 +49,7 @@ class YOPO(Strategy):
     form: str = "hamiltonian"
     first: str | nn.Module | None = None
     collapse: bool = True
+    keep: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +70,12 @@ class YOPO(Strategy):
                 )
         self._first: First | None = None
         self._affine = False
+        self._kept = Kept()
+
+    @property
+    def needs_indices(self) -> bool:
+        """Whether something is kept for every sample."""
+        return self.keep
 
     @property
     def step(self) -> float | Tensor:
@@ -71,8 +84,7 @@ class YOPO(Strategy):
 
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
         first = self._find(model, batch)
-        noise = Noise(self.draw_seed(batch), batch.indices)  # type: ignore[arg-type]  # checked batches have indices
-        x = self.threat.random(batch.x, noise, "start")
+        x = self._start(batch)
         if self.form == "gradient":
             x = self._refined(model, batch, first, x, *self._crafted(model, batch, first, x))
         for j in range(self.m):
@@ -91,6 +103,7 @@ class YOPO(Strategy):
             loss = Loss(full, update=over)
             yield loss
             if over:
+                self._keep(batch, point)
                 return
             scale = loss.scale  # raises where the loop forgot the backward
             given = point.grad if self.form == "gradient" else None
@@ -109,6 +122,22 @@ class YOPO(Strategy):
 
                 self._count(len(x))
                 yield Loss(hamiltonian, update=last)
+        self._keep(batch, x)
+
+    def _start(self, batch: Batch) -> Tensor:
+        """(B, *S) points of the threat's set, where this batch begins."""
+        assert batch.indices is not None
+        check_inputs(batch.x, self.threat)
+        noise = Noise(self.draw_seed(batch), batch.indices)
+        if not self.keep:
+            return self.threat.random(batch.x, noise, "start")
+        start = self._kept.start(batch.x, batch.indices, lambda: self.threat.random(batch.x, noise, "start"))
+        return self.threat.for_inputs(batch.x).project(batch.x, start)  # what is kept is rounded
+
+    def _keep(self, batch: Batch, x: Tensor) -> None:
+        if self.keep:
+            assert batch.indices is not None
+            self._kept.put(batch.indices, x.detach() - batch.x)
 
     def _find(self, model: nn.Module, batch: Batch) -> First:
         """The first layer of this model; what was found for a model holds for as long as it is the same."""
@@ -131,7 +160,9 @@ class YOPO(Strategy):
         """p at x, and where f0 is affine the gradient there, from a pass that nobody learns from."""
         with self.crafting(model, batch) as borrowed, torch.enable_grad(), first.watched(cut=False) as costate:
             point = x.detach().requires_grad_(True)
-            loss = F.cross_entropy(borrowed.call(point, {}), batch.y, label_smoothing=self.label_smoothing)
+            logits = borrowed.call(point, {})
+            check_label_range(batch.y, logits.shape[1])
+            loss = F.cross_entropy(logits, batch.y, label_smoothing=self.label_smoothing)
             if self._affine:
                 p, gradient = torch.autograd.grad(loss, (costate.reached, point))
             else:
@@ -158,6 +189,13 @@ class YOPO(Strategy):
                 self._count(len(x))
                 x = threat.project(batch.x, x + self.step * threat.steepest(slope, x))
         return x
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "kept": self._kept.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._kept.load_state_dict(state["kept"])
 
     def _count(self, samples: int) -> None:
         self.passes.first_forwards += samples
