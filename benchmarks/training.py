@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,12 @@ import sparring as sp
 from machine import facts
 from sparring import data, zoo
 
-Make = Callable[[sp.Threat], Any]
+Make = Callable[["Task"], Any]
 Jobs = Iterator[tuple[dict[str, Any], Callable[[], None]]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """Data, network, threat, and how much of it: what all methods share."""
 
@@ -57,6 +57,10 @@ class Task:
     fit: dict[str, Any] = field(default_factory=lambda: {"optimizer": "adam"})
     trials: tuple[tuple[int, float], ...] = ((5, 4e-3), (10, 4e-3))
     equal: tuple[int, float] = (10, 4e-3)
+
+    @property
+    def threat(self) -> sp.Threat:
+        return sp.Linf(self.eps)
 
 
 TASKS = {
@@ -85,39 +89,52 @@ TASKS = {
 }
 
 
-def average(strategy: Any) -> Any:
-    return strategy.with_(sp.EMA(0.998))
+def one_step(task: Task) -> sp.PGDTraining:
+    """One step of eps / 2 from where the sample's own perturbation was an epoch ago."""
+    return sp.PGDTraining(task.threat, 1, step_size=0.5 * task.eps, keep=True)
+
+
+@cache
+def source(task: Task, seed: int) -> nn.Module:
+    """A network that was trained on clean images only, on which `EnsembleTraining` finds examples, too."""
+    model = zoo.build(task.network, seed=seed, **task.args)
+    sp.fit(model, images(task)[0], sp.Standard(), epochs=3, lr=4e-3, batch_size=128, seed=seed, validation=False,
+           device=DEVICE, **task.fit)  # fmt: skip
+    return model.eval()
 
 
 METHODS: dict[str, Make] = {
     "standard": lambda t: sp.Standard(),
-    "mixed FGSM": lambda t: sp.Mixed(sp.FGSM(t)),
-    "FGSM": lambda t: sp.FGSMTraining(t),
-    "FGSM-RS": lambda t: sp.FastFGSM(t),
-    "N-FGSM": lambda t: sp.NFGSM(t),
-    "GradAlign": lambda t: sp.GradAlign(t),
-    "Free-4": lambda t: sp.Free(t, 4),
-    "PGD-10": lambda t: sp.PGDTraining(t, 10),
-    "PGD-10 until fooled": lambda t: sp.PGDTraining(t, 10, stop_when_fooled=True),
-    "PGD-10 + AWP": lambda t: sp.PGDTraining(t, 10).with_(sp.AWP()),
-    "TRADES": lambda t: sp.TRADES(t),
-    "MART": lambda t: sp.MART(t),
-    "YOPO-5-3": lambda t: sp.YOPO(t, 5, 3),
-    "YOPO-5-3 gradient": lambda t: sp.YOPO(t, 5, 3, form="gradient"),
-    "YOPO-2-5 gradient": lambda t: sp.YOPO(t, 2, 5, form="gradient"),
-    "Free-4 kept": lambda t: sp.Free(t, 4, keep=True),
-    "Free-4 kept, 3 epochs": lambda t: sp.Free(t, 4, keep=True),
-    "kept": lambda t: sp.PGDTraining(t, 1, step_size=0.5 * t.eps, keep=True),
-    "kept, in haste": lambda t: sp.PGDTraining(t, 1, step_size=0.5 * t.eps, keep=True),
-    "kept + EMA": lambda t: average(sp.PGDTraining(t, 1, step_size=0.5 * t.eps, keep=True)),
+    "mixed FGSM": lambda t: sp.Mixed(sp.FGSM(t.threat)),
+    "FGSM": lambda t: sp.FGSMTraining(t.threat),
+    "FGSM-RS": lambda t: sp.FastFGSM(t.threat),
+    "N-FGSM": lambda t: sp.NFGSM(t.threat),
+    "GradAlign": lambda t: sp.GradAlign(t.threat),
+    "ensemble": lambda t: sp.EnsembleTraining(sp.FGSM(t.threat), [source(t, seed) for seed in (100, 101)]),
+    "generator": lambda t: sp.GeneratorTraining(t.threat),
+    "Free-4": lambda t: sp.Free(t.threat, 4),
+    "PGD-10": lambda t: sp.PGDTraining(t.threat, 10),
+    "PGD-10 until fooled": lambda t: sp.PGDTraining(t.threat, 10, stop_when_fooled=True),
+    "PGD-10 + AWP": lambda t: sp.PGDTraining(t.threat, 10).with_(sp.AWP()),
+    "TRADES": lambda t: sp.TRADES(t.threat),
+    "MART": lambda t: sp.MART(t.threat),
+    "YOPO-5-3": lambda t: sp.YOPO(t.threat, 5, 3),
+    "YOPO-5-3 gradient": lambda t: sp.YOPO(t.threat, 5, 3, form="gradient"),
+    "YOPO-5-3 kept, in haste": lambda t: sp.YOPO(t.threat, 5, 3, form="gradient", keep=True),
+    "Free-4 kept": lambda t: sp.Free(t.threat, 4, keep=True),
+    "Free-4 kept, 3 epochs": lambda t: sp.Free(t.threat, 4, keep=True),
+    "kept": lambda t: one_step(t),
+    "kept, in haste": lambda t: one_step(t),
+    "kept + EMA": lambda t: one_step(t).with_(sp.EMA(0.998)),
 }
 # m replays a batch want fewer epochs (Shafahi et al. divide by m); these are left out at equal epochs
 OWN_TRIALS: dict[str, tuple[tuple[int, float], ...]] = {
     "Free-4 kept": ((3, 4e-3), (5, 4e-3)),
     "Free-4 kept, 3 epochs": ((3, 4e-3),),
     "kept, in haste": ((5, 1e-2),),
+    "YOPO-5-3 kept, in haste": ((3, 1e-2),),
 }
-BATCH = {"kept, in haste": 96}  # samples; 128 elsewhere
+BATCH = {"kept, in haste": 96, "YOPO-5-3 kept, in haste": 64}  # samples; 128 elsewhere
 
 
 class Book:
@@ -201,8 +218,8 @@ def evaluated(model: nn.Module, strategy: Any) -> nn.Module:
 def learn(task: Task, method: str, epochs: int, lr: float, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     """The trained network and its figures."""
     used, held = images(task)
-    threat = sp.Linf(task.eps)
-    model, strategy = zoo.build(task.network, seed=seed, **task.args), METHODS[method](threat)
+    threat = task.threat
+    model, strategy = zoo.build(task.network, seed=seed, **task.args), METHODS[method](task)
     strategy.seed = seed
     clock = Clock((held[0][:1000], held[1][:1000]), threat)
     sp.fit(
@@ -263,7 +280,7 @@ def judge(task: Task, book: Book, folder: Path, key: dict[str, Any]) -> None:
     model.load_state_dict(load_file(file(folder, key)))
     model.to(DEVICE)
     x, y = data.open(task.dataset, split="test").tensors(task.test)
-    result = sp.evaluate(model, (x, y), sp.Linf(task.eps), batch_size=500)
+    result = sp.evaluate(model, (x, y), task.threat, batch_size=500)
     book.add(
         kind="verdict", **key, test_clean=result.clean_accuracy.value, test_robust=result.robust_accuracy.value,
         warnings=[warning.code for warning in result.warnings], stands=packed(result.robust[result.index.argsort()]),
@@ -291,8 +308,8 @@ def race(task: Task, name: str, book: Book, methods: list[str]) -> Jobs:
 
     def run(method: str) -> None:
         used, held = images(task)
-        threat = sp.Linf(task.eps)
-        model, strategy = zoo.build(task.network, **task.args), METHODS[method](threat)
+        threat = task.threat
+        model, strategy = zoo.build(task.network, **task.args), METHODS[method](task)
         clock = Finish((held[0][:1000], held[1][:1000]), threat)
         with suppress(Arrived):
             sp.fit(

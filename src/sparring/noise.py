@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from copy import copy
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -56,14 +56,16 @@ class Noise:
     """
 
     def __init__(self, seed: int, indices: Tensor) -> None:
-        self.indices = indices.to("cpu", torch.int64)
-        self._key = _mix(self.indices * _GAMMA + _mix(torch.tensor(seed, dtype=torch.int64)))
+        self.seed, self.indices = seed, indices.to("cpu", torch.int64)
+
+    @cached_property
+    def _key(self) -> Tensor:
+        """(N,) int64, what all draws of a sample are hashed from; not before the first draw: many attacks make none."""
+        return _mix(self.indices * _GAMMA + _mix(torch.tensor(self.seed, dtype=torch.int64)))
 
     def __getitem__(self, rows: Tensor) -> Noise:
         """The noise of these samples: rows, (M,) int64 on the CPU, may name a sample more than once."""
-        chosen = copy(self)
-        chosen.indices, chosen._key = self.indices[rows], self._key[rows]
-        return chosen
+        return Noise(self.seed, self.indices[rows])
 
     def bits(self, shape: Sequence[int], *draw: str | int | Tensor) -> Tensor:
         """(N, *shape) int64, all 64 bits random, on the CPU."""
