@@ -48,10 +48,11 @@ def groups(rows: list[Row]) -> dict[tuple[str, int, float], list[tuple[Row, Row]
 
 
 def best(rows: list[Row], method: str) -> tuple[int, float] | None:
-    """The trial that `training.chosen` takes."""
+    """The trial that `training.chosen` takes: where there is but one, it was not searched for."""
+    finals = {(row["epochs"], row["lr"]) for row in rows if row["kind"] == "final" and row["method"] == method}
     trials = [row for row in rows if row["kind"] == "search" and row["method"] == method]
     if not trials:
-        return None
+        return finals.pop() if len(finals) == 1 else None
     top = max(row["robust"] for row in trials)
     row = min((row for row in trials if row["robust"] >= top - 0.005), key=lambda row: row["seconds"])
     return row["epochs"], row["lr"]

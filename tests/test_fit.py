@@ -377,6 +377,31 @@ def test_mirror_shift_is_keyed_by_sample_and_moves_images_whole() -> None:
     fit(model, (images, torch.arange(32) % 3), Standard(), epochs=1, augment="mirror-shift", validation=False)
 
 
+def test_shift_is_keyed_by_sample_and_mirrors_nothing() -> None:
+    from sparring.training.augmentation import shift
+
+    x = torch.zeros(200, 2, 12, 10)
+    x[:, :, 5, 4], x[:, :, 5, 5] = 1.0, 2.0
+    moved = shift(x, torch.arange(200), 0)
+    ones, twos = ((moved[:, 1] == value).nonzero()[:, 1:] for value in (1, 2))
+    assert len(ones) == len(twos) == 200
+    assert torch.equal(twos - ones, torch.tensor([[0, 1]]).expand(200, -1))
+    assert set(map(tuple, (ones - torch.tensor([5, 4])).tolist())) == {
+        (i, j) for i in range(-2, 3) for j in range(-2, 3)
+    }
+    assert torch.equal(shift(x[50:60], torch.arange(50, 60), 0), moved[50:60])
+    shown: list[torch.Tensor] = []
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    model.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0].detach().clone()))
+    images = torch.rand(32, 1, 8, 8)
+    fit(
+        model, (images, torch.arange(32) % 3), Standard(), epochs=1, batch_size=32, augment="shift", validation=False, seed=3
+    )  # fmt: skip
+    assert sorted(map(float, shown[0].sum((1, 2, 3)))) == sorted(
+        map(float, shift(images, torch.arange(32), 3_000_009).sum((1, 2, 3)))
+    )
+
+
 def test_precision_layout_and_compile() -> None:
     images, y = torch.rand(32, 3, 8, 8), torch.arange(32) % 3
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
@@ -417,7 +442,7 @@ def test_time_runs_out_and_progress_is_told(tmp_path: Path) -> None:
         ({"lr": 0.0}, "lr=0.0: expected a number above 0"),
         ({"precision": "fp16"}, "precision='fp16' needs a CUDA device"),
         ({"precision": "int8"}, "precision='int8': expected"),
-        ({"augment": "mirror"}, "augment='mirror': expected 'mirror-shift'"),
+        ({"augment": "mirror"}, "augment='mirror': expected 'mirror-shift', 'shift', or a function"),
         ({"augment": "mirror-shift"}, r"'mirror-shift' moves images"),
         ({"freeze": ["body"]}, "freeze='body': the model has no part of this name; it has 0, 1, 2, 3"),
         ({"freeze": ["*"]}, "every parameter of the model is frozen"),

@@ -68,8 +68,8 @@ class TrainSettings(SeedSettings, ThreatSettings, SubjectSettings, StrategySetti
     """Clip the gradients of all weights together to this L2 norm."""
     accumulate: Annotated[int, LEARN] = 1
     """Batches a step of the optimiser."""
-    augment: Annotated[Literal["mirror-shift"] | None, LEARN] = None
-    """Mirror half of the images, and shift each by up to 4 pixels."""
+    augment: Annotated[Literal["mirror-shift", "shift"] | None, LEARN] = None
+    """mirror-shift: mirror half of the images, and shift each by up to 4 pixels. shift: by up to 2, for digits and signs."""
     precision: Annotated[Literal["bf16", "fp16"] | None, LEARN] = None
     """Mixed precision; fp16 needs CUDA."""
     compile: Annotated[bool, LEARN] = False

@@ -15,7 +15,7 @@ from sparring.evaluation.cascade import Attacks
 from sparring.evaluation.placing import own_device
 from sparring.evaluation.randomness import OwnRandomness
 from sparring.training import optimizing
-from sparring.training.augmentation import mirror_and_shift
+from sparring.training.augmentation import AUGMENTATIONS
 from sparring.training.callbacks import Callback
 from sparring.training.checkpoint import core
 from sparring.training.feed import Feed
@@ -135,7 +135,7 @@ def fit(
     max_grad_norm: the L2 norm of all gradients together that each step is clipped to. accumulate: batches a step.
     precision: None, "bf16", or "fp16" (CUDA; with a gradient scaler). compile: True, or arguments of `torch.compile`.
     channels_last: images and filters in that order of memory. augment: "mirror-shift" (mirrored, and shifted by up to 4
-    pixels), or a function of x (B, *S) that draws from torch's global generator.
+    pixels), "shift" (by up to 2: for digits and signs), or a function of x (B, *S) that draws from torch's global generator.
     freeze: submodules or parameters, by name with * and ?, that never learn. head_epochs: first so many in which only
     `head` (a submodule's name; default: the last one with parameters) learns. body_lr: the rate of everything else after.
     seed: of the order of samples, augmentation and dropout; the strategy's own draws have the strategy's seed.
@@ -245,11 +245,13 @@ def _optimizers(
 def _augment(augment: Augment | None, seed: int) -> Callable[[Tensor, Tensor, int], Tensor] | None:
     if augment is None:
         return None
-    if augment == "mirror-shift":
-        return lambda x, indices, step: mirror_and_shift(x, indices, seed * 1_000_003 + step)
-    if not callable(augment):
-        raise ValueError(f"augment={augment!r}: expected 'mirror-shift', or a function of x (B, *S)")
-    return lambda x, indices, step: augment(x)
+    if callable(augment):
+        return lambda x, indices, step: augment(x)
+    if augment not in AUGMENTATIONS:
+        raise ValueError(
+            f"augment={augment!r}: expected {', '.join(map(repr, AUGMENTATIONS))}, or a function of x (B, *S)"
+        )
+    return lambda x, indices, step: AUGMENTATIONS[augment](x, indices, seed * 1_000_003 + step)
 
 
 @contextmanager
