@@ -173,6 +173,28 @@ def test_labelled_samples_come_equally_often_and_unlabelled_ones_once_an_epoch()
     assert counts.max() - counts.min() <= 1
 
 
+def test_a_processs_share_of_either_kind_counts_as_its_samples_do() -> None:
+    """Two processes whose batches divide unevenly: means over their gradients weigh every unlabelled sample alike."""
+    x, y, u = samples(others=53)
+    crew = [Pairs((x, y), 7, 1, u, 5, rank=rank, size=2) for rank in range(2)]
+    whole = crew[0].order(0)
+    parts = [list(feed.batches(0, feed.order(0))) for feed in crew]
+    weights = set()
+    for pair, *own in zip(whole, *parts, strict=True):
+        assert sum(len(part.unlabelled.indices) for part in own) == len(pair.unlabelled)
+        for part in own:
+            labelled = len(part.indices) / len(pair.labelled)  # what the process's mean loss counts
+            unlabelled = len(part.unlabelled.indices) / len(pair.unlabelled)
+            assert part.unlabelled.weight * labelled == pytest.approx(unlabelled)
+            weights.add(round(part.unlabelled.weight, 6))
+    assert len(weights) > 1
+    model, batch = network(), sp.Batch(x, y, step=0, extras={"unlabelled": sp.Unlabelled(u, weight=0.25)})
+    close(
+        gradients(sp.VAT(0.8), model, batch),
+        gradients(sp.VAT(0.8, weight=0.25), model, sp.Batch(x, y, step=0, extras={"unlabelled": u})),
+    )
+
+
 @pytest.mark.parametrize(
     "form",
     [
