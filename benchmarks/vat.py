@@ -88,7 +88,7 @@ class Task:
     network: Callable[[], nn.Module] = strided
     eps: float = 2.0
     entropy: bool = True
-    epochs: int = 10
+    epochs: int = 6
     supervised_epochs: int = 500
     validation: int = 5_000
     batch: int = 50

@@ -218,6 +218,14 @@ def test_kept_perturbations_are_where_a_sample_begins_next_time() -> None:
     assert torch.allclose(third[0], learned[1], rtol=0, atol=EPS * 2**-10)
 
 
+def test_one_step_is_shorter_where_it_goes_on_from_what_is_kept() -> None:
+    steps = {keep: sp.PGDTraining(THREAT, 1, keep=keep).attack(1).step_size for keep in (False, True)}
+    assert steps == {False: pytest.approx(1.25 * EPS), True: pytest.approx(0.7 * EPS)}
+    assert sp.PGDTraining(THREAT, 1, SIZE, keep=True).attack(1).step_size == SIZE
+    several = [sp.PGDTraining(THREAT, 5, keep=keep).attack(5).step_size for keep in (False, True)]
+    assert several == [pytest.approx(0.5 * EPS)] * 2
+
+
 def test_kept_perturbations_ask_for_indices_and_one_size() -> None:
     strategy = sp.PGDTraining(THREAT, 1, keep=True)
     x, y = samples()
