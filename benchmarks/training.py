@@ -57,6 +57,9 @@ class Task:
     fit: dict[str, Any] = field(default_factory=lambda: {"optimizer": "adam"})
     trials: tuple[tuple[int, float], ...] = ((5, 4e-3), (10, 4e-3))
     equal: tuple[int, float] = (10, 4e-3)
+    clean: int = (
+        0  # epochs of ordinary training first, at 1e-3: where eps is large PGD training from scratch stays at chance
+    )
 
     @property
     def threat(self) -> sp.Threat:
@@ -65,7 +68,7 @@ class Task:
 
 TASKS = {
     "fashion-mnist": Task("fashion-mnist", "small-cnn", 0.1, 10_000),
-    "mnist": Task("mnist", "small-cnn", 0.3, 10_000),
+    "mnist": Task("mnist", "small-cnn", 0.3, 10_000, clean=1),
     "cifar10": Task(  # for a GPU
         "cifar10",
         "preact-resnet18",
@@ -222,6 +225,11 @@ def learn(task: Task, method: str, epochs: int, lr: float, seed: int) -> tuple[n
     model, strategy = zoo.build(task.network, seed=seed, **task.args), METHODS[method](task)
     strategy.seed = seed
     clock = Clock((held[0][:1000], held[1][:1000]), threat)
+    if task.clean:
+        sp.fit(
+            model, used, sp.Standard(), epochs=task.clean, lr=1e-3, schedule="constant", batch_size=128, seed=seed,
+            validation=False, device=DEVICE, **task.fit,
+        )  # fmt: skip
     sp.fit(
         model, used, strategy, epochs=epochs, lr=lr, schedule="cyclic", batch_size=BATCH.get(method, 128), seed=seed,
         validation=False, callbacks=[clock], device=DEVICE, **task.fit,
