@@ -130,6 +130,17 @@ def epoch(learn: Learn, x: Tensor, y: Tensor, name: str = "small-cnn") -> Callab
     return run
 
 
+class Whole(nn.Module):
+    """The network as one module: of an `nn.Sequential` ART returns what every layer says, which its own trainer trips over."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
 def art(kind: str, x: np.ndarray, y: np.ndarray) -> Callable[[], None]:
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.defences import trainer
@@ -138,13 +149,22 @@ def art(kind: str, x: np.ndarray, y: np.ndarray) -> Callable[[], None]:
     def run() -> None:
         model, optimizer = network()
         made = PyTorchClassifier(
-            model, nn.CrossEntropyLoss(), (1, 28, 28), 10, optimizer=optimizer, clip_values=(0, 1), device_type="cpu"
+            Whole(model),
+            nn.CrossEntropyLoss(),
+            (1, 28, 28),
+            10,
+            optimizer=optimizer,
+            clip_values=(0, 1),
+            device_type="cpu",
         )
         budget: dict[str, Any] = {"eps": EPS, "eps_step": EPS / 4, "max_iter": 10}
         if kind == "PGD-10":
             trainer.AdversarialTrainerMadryPGD(made, 1, BATCH, **budget).fit(x, y)
         elif kind == "FGSM-RS":
             one_hot = np.eye(10, dtype=np.float32)[y]
+            made._reduce_labels = (
+                True  # for its trainer counts right answers by class numbers, and its gradients want one-hot
+            )
             trainer.AdversarialTrainerFBFPyTorch(made, eps=EPS).fit(x, one_hot, batch_size=BATCH, nb_epochs=1)
         else:
             attack = ProjectedGradientDescentPyTorch(made, **budget, num_random_init=1, verbose=False)
@@ -157,6 +177,11 @@ def art(kind: str, x: np.ndarray, y: np.ndarray) -> Callable[[], None]:
 def main() -> None:
     torch.set_num_threads(1)
     print(facts(0))
+    beside_bare_passes()
+    beside_peers()
+
+
+def beside_bare_passes() -> None:
     x, y = data.open("fashion-mnist:bundled", split="train").tensors(BATCH * BATCHES["small-cnn"])
     inputs = {
         "small-cnn": x,
@@ -173,6 +198,10 @@ def main() -> None:
         print(line, flush=True)
     head = ["strategy", *(part for net in inputs for part in (f"{net}: bare, ms a batch", "ours / bare"))]
     table(f"A strategy's steps beside its bare passes (batch {BATCH})", head, lines)
+
+
+def beside_peers() -> None:
+    x, y = data.open("fashion-mnist:bundled", split="train").tensors(BATCH * BATCHES["small-cnn"])
     array, labels = x.numpy(), y.numpy()
     loops = {"PGD-10": torchattacks("PGD", steps=10, alpha=EPS / 4), "FGSM-RS": torchattacks("FFGSM", alpha=1.25 * EPS)}
     lines = []

@@ -494,6 +494,21 @@ def test_adversarial_training_gives_up_the_feature_that_does_not_hold() -> None:
     assert held[1] > 0.8
 
 
+def test_sgds_own_rate_knows_how_many_gradients_a_step_adds_up() -> None:
+    """With 0.1 and five passes' gradients a small network says the same of everything after an epoch."""
+    rates: dict[tuple[str, float | None, int], float] = {}
+    for key in (("sgd", None, 5), ("sgd", None, 1), ("sgd", 0.3, 5), ("adam", None, 5)):
+        optimizer, lr, m = key
+        look = type("Look", (), {
+            "after_epoch": lambda self, run, key=key: rates.update({key: run.optimizers["model"].param_groups[0]["initial_lr"]})
+        })()  # fmt: skip
+        fit(
+            network(), problem(64), YOPO(THREAT, m, 2), epochs=1, optimizer=optimizer, lr=lr, validation=False,
+            callbacks=[look],
+        )  # fmt: skip
+    assert list(rates.values()) == [pytest.approx(0.02), 0.1, 0.3, 0.001]
+
+
 def test_a_loader_is_more_than_its_data_set() -> None:
     x, y = problem()
     doubled = DataLoader(TensorDataset(x, y), batch_size=8, collate_fn=lambda items: (

@@ -55,7 +55,7 @@ class TrainSettings(SeedSettings, ThreatSettings, SubjectSettings, StrategySetti
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], LEARN] = "sgd"
     """sgd is the one with Nesterov momentum."""
     lr: Annotated[float | None, LEARN] = None
-    """Highest learning rate; left out: 0.1 for sgd, 0.001 for the others."""
+    """Highest learning rate; left out: 0.1 for sgd (0.1 / m for yopo), 0.001 for the others."""
     momentum: Annotated[float, LEARN] = 0.9
     """Of sgd."""
     weight_decay: Annotated[float, LEARN] = 0.0005

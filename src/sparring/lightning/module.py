@@ -130,7 +130,10 @@ class Adversarial(Host):
         given, kind = self.settings, self.settings["optimizer"]
         groups = [Tuning(self.model, (), None, 0, None).groups()]
         groups += [[{"params": list(network.parameters())}] for network in self.networks.values()]
-        return [optimizing.make(kind, each, given["lr"], given["momentum"], given["weight_decay"]) for each in groups]
+        return [
+            optimizing.make(kind, each, given["lr"], given["momentum"], given["weight_decay"], self.strategy.summed)
+            for each in groups
+        ]
 
     def on_fit_start(self) -> None:
         if not self.model.training:

@@ -128,7 +128,8 @@ def fit(
     epochs and at the end.
     batch_size: default 128, or the DataLoader's; in many processes, of all of them together.
     optimizer: "sgd" (Nesterov), "adam", "adamw", a function of parameter groups that makes one, or an optimiser of this
-    model's parameters. lr: the highest rate, default 0.1 for sgd and 0.001 else. momentum: of sgd. weight_decay.
+    model's parameters. lr: the highest rate, default 0.1 for sgd (0.1 / m for `YOPO`, which adds up m gradients) and 0.001
+    else. momentum: of sgd. weight_decay.
     schedule: "cosine" down to zero; "cyclic" (or "triangle"): up to `lr` at 40% and down to zero, linearly; "steps": a tenth
     at 50% and again at 75%; "constant"; a function from the fraction done to a factor; or a torch scheduler of your
     optimiser, which steps once a batch. warmup: epochs in which the rate rises linearly from zero, times the schedule.
@@ -234,7 +235,9 @@ def _optimizers(
     given: dict[str, Any], tuning: Tuning, owners: dict[str, nn.Module]
 ) -> dict[str, torch.optim.Optimizer]:
     def make(groups: Any) -> Any:
-        return optimizing.make(given["optimizer"], groups, given["lr"], given["momentum"], given["weight_decay"])
+        return optimizing.make(
+            given["optimizer"], groups, given["lr"], given["momentum"], given["weight_decay"], given["strategy"].summed
+        )
 
     return {
         name: make(tuning.groups() if name == "model" else [{"params": list(module.parameters())}])

@@ -18,8 +18,13 @@ Schedule = str | Callable[[float], float] | torch.optim.lr_scheduler.LRScheduler
 Optimizer = str | torch.optim.Optimizer | Callable[[Any], torch.optim.Optimizer]
 
 
-def make(optimizer: Optimizer, groups: Any, lr: float | None, momentum: float, weight_decay: float) -> Any:
-    """The optimiser of these parameter groups. ValueError for a name that there is not."""
+def make(
+    optimizer: Optimizer, groups: Any, lr: float | None, momentum: float, weight_decay: float, summed: int = 1
+) -> Any:
+    """The optimiser of these parameter groups. ValueError for a name that there is not.
+
+    summed: how many passes' gradients a step adds up; sgd's own rate is divided by it, Adam's steps are as long either way.
+    """
     if isinstance(optimizer, torch.optim.Optimizer):
         return optimizer
     if callable(optimizer):
@@ -33,6 +38,7 @@ def make(optimizer: Optimizer, groups: Any, lr: float | None, momentum: float, w
         )
     rate = RATES[optimizer] if lr is None else lr
     if optimizer == "sgd":
+        rate = rate / summed if lr is None else rate
         nesterov = momentum > 0
         return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
     kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW

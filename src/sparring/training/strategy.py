@@ -165,6 +165,7 @@ class Strategy:
         self.autocast: torch.dtype | None = None  # set by a loop that trains in mixed precision
         self.parts: tuple[Part, ...] = ()
         self.batches = 0
+        self.summed = 1  # passes whose gradients one step of the optimiser adds up
         self.is_aside = False
         self._classes: int | None = None
 
@@ -264,10 +265,8 @@ class Strategy:
         if self._classes is not None:
             check_label_range(y, self._classes)
         if batch.indices is None and self.needs_indices:
-            raise ValueError(
-                f"{self.name} keeps something for every sample, and the batch carries no indices: "
-                "pass sp.Batch(x, y, indices=...)"
-            )
+            wanted = "and the batch carries no indices: pass sp.Batch(x, y, indices=...)"
+            raise ValueError(f"{self.name} keeps something for every sample, {wanted}")
         indices = torch.arange(len(x)) if batch.indices is None else batch.indices.detach().cpu().long()
         if indices.shape != (len(x),):
             raise ValueError(f"indices of shape {tuple(indices.shape)} for {len(x)} samples: expected ({len(x)},)")

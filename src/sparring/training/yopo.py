@@ -26,7 +26,8 @@ class YOPO(Strategy):
 
     A batch starts at random points of the threat's set. Each of m full passes leaves, at the output of the first layer f0,
     the co-state p = ∂L/∂f0; with p held fixed, n steps along ∂⟨p, f0(x + η)⟩/∂η refine the perturbation η, and only f0
-    runs. Parameter gradients of the m passes add up, and the optimiser steps once: with SGD take lr/m of what suits one pass.
+    runs. Parameter gradients of the m passes add up, and the optimiser steps once: with SGD take lr/m of what suits one pass
+    (`fit` does, where it is given no rate).
 
     step_size: of an inner step, in input units; default eps / 4 (the paper's CIFAR-10 setting, 2/255 for eps 8/255).
     form: "hamiltonian": f0 learns from ⟨p, f0⟩ at the refined η, the other layers from the full passes; m full passes.
@@ -68,6 +69,7 @@ class YOPO(Strategy):
                 raise ValueError(
                     f"YOPO(step_size={self.step_size!r}): expected a number above 0, such as 0.02 or 2/255"
                 )
+        self.summed = self.m
         self._first: First | None = None
         self._affine = False
         self._kept = Kept()
