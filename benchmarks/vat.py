@@ -262,6 +262,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                     *zip(*points), color=style.SERIES[number], linestyle=style.DASHES[number], alpha=0.7, label=label
                 )
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("minutes")
         axes.set_ylabel("validation error, %")
         style.title(axes, name)
