@@ -36,9 +36,9 @@ def make(
         raise ValueError(
             f"optimizer={optimizer!r}: expected {', '.join(RATES)}, an optimizer, or a function that makes one"
         )
-    rate = RATES[optimizer] if lr is None else lr
+    own = RATES[optimizer] / (summed if optimizer == "sgd" else 1)
+    rate = own if lr is None else lr
     if optimizer == "sgd":
-        rate = rate / summed if lr is None else rate
         nesterov = momentum > 0
         return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
     kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
