@@ -5,11 +5,11 @@
     python benchmarks/training.py race --data cifar10        # on a GPU: seconds to 50% robust accuracy
     python benchmarks/training.py steps                      # a step's cost beside its bare passes, and beside the peers'
 
-`search` gives each method the same number of trials (epochs × learning rates) and scores them by PGD-20 on held-out training
-images. `final` trains several seeds: at equal epochs and rate, and with each method's best trial. `verdict` runs
-`sparring.evaluate` (adaptive) on all test images. Every result is appended to the file as it comes; what is there is not
-measured again. Seconds are processor seconds of one thread
-(on a GPU, seconds), without validation. --part i/n: share the runs with others.
+`search` trains every method at the same schedules (epochs, learning rate, batch) and scores them by PGD-20 on held-out
+training images. `final` trains more seeds of each method's best schedule (`--equal`: of the equal one, too). `verdict` runs
+`sparring.evaluate` (adaptive) on all test images, for those and for the equal schedule. Every result is appended to the
+file as it comes; what is there is not measured again. Seconds are processor seconds of one thread (on a GPU, seconds),
+without validation. --part i/n: share the runs with others.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import sparring as sp
+import training_tables
 from machine import facts
 from sparring import data, zoo
+from training_tables import Schedule, chosen
 
 Make = Callable[["Task"], Any]
 Jobs = Iterator[tuple[dict[str, Any], Callable[[], None]]]
@@ -55,8 +57,8 @@ class Task:
     held_out: int = 2_000
     args: dict[str, Any] = field(default_factory=dict)
     fit: dict[str, Any] = field(default_factory=lambda: {"optimizer": "adam"})
-    trials: tuple[tuple[int, float], ...] = ((5, 4e-3), (10, 4e-3))
-    equal: tuple[int, float] = (10, 4e-3)
+    trials: tuple[Schedule, ...] = ((3, 0.01, 64), (5, 0.01, 96), (10, 4e-3, 128))
+    equal: Schedule = (10, 4e-3, 128)
     clean: int = (
         0  # epochs of ordinary training first, at 1e-3: where eps is large PGD training from scratch stays at chance
     )
@@ -75,8 +77,8 @@ TASKS = {
         8 / 255,
         48_000,
         args={"in_channels": 3},
-        trials=((15, 0.2), (30, 0.2)),
-        equal=(30, 0.2),
+        trials=((10, 0.2, 128), (15, 0.2, 128), (30, 0.1, 128), (30, 0.2, 128)),
+        equal=(30, 0.2, 128),
         fit={
             "optimizer": "sgd",
             "weight_decay": 5e-4,
@@ -87,14 +89,15 @@ TASKS = {
         },
     ),
     "cifar10-reduced": Task(
-        "cifar10", "small-resnet", 8 / 255, 10_000, 2_000, args={"in_channels": 3}, trials=((10, 4e-3), (20, 4e-3))
+        "cifar10",
+        "small-resnet",
+        8 / 255,
+        10_000,
+        2_000,
+        args={"in_channels": 3},
+        trials=((5, 0.01, 96), (10, 4e-3, 128)),
     ),
 }
-
-
-def one_step(task: Task, step: float = 0.5) -> sp.PGDTraining:
-    """One step of step · eps from where the sample's own perturbation was an epoch ago."""
-    return sp.PGDTraining(task.threat, 1, step_size=step * task.eps, keep=True)
 
 
 @cache
@@ -114,30 +117,20 @@ METHODS: dict[str, Make] = {
     "N-FGSM": lambda t: sp.NFGSM(t.threat),
     "GradAlign": lambda t: sp.GradAlign(t.threat),
     "ensemble": lambda t: sp.EnsembleTraining(sp.FGSM(t.threat), [source(t, seed) for seed in (100, 101)]),
-    "generator": lambda t: sp.GeneratorTraining(t.threat),
+    "generator": lambda t: sp.GeneratorTraining(t.threat, channels=t.args.get("in_channels", 1)),
     "Free-4": lambda t: sp.Free(t.threat, 4),
     "PGD-10": lambda t: sp.PGDTraining(t.threat, 10),
-    "PGD-10 until fooled": lambda t: sp.PGDTraining(t.threat, 10, stop_when_fooled=True),
     "PGD-10 + AWP": lambda t: sp.PGDTraining(t.threat, 10).with_(sp.AWP()),
     "TRADES": lambda t: sp.TRADES(t.threat),
+    "TRADES-YOPO-5-3": lambda t: sp.TRADESYOPO(t.threat, 5, 3),
     "MART": lambda t: sp.MART(t.threat),
     "YOPO-5-3": lambda t: sp.YOPO(t.threat, 5, 3),
     "YOPO-5-3 gradient": lambda t: sp.YOPO(t.threat, 5, 3, form="gradient"),
-    "YOPO-5-3 kept, in haste": lambda t: sp.YOPO(t.threat, 5, 3, form="gradient", keep=True),
+    "YOPO-5-3 gradient, kept": lambda t: sp.YOPO(t.threat, 5, 3, form="gradient", keep=True),
     "Free-4 kept": lambda t: sp.Free(t.threat, 4, keep=True),
-    "Free-4 kept, 3 epochs": lambda t: sp.Free(t.threat, 4, keep=True),
-    "kept": lambda t: one_step(t),
-    "kept, in haste": lambda t: one_step(t, 0.7),
-    "kept + EMA": lambda t: one_step(t).with_(sp.EMA(0.998)),
+    "kept": lambda t: sp.PGDTraining(t.threat, 1, keep=True),
+    "kept + EMA": lambda t: sp.PGDTraining(t.threat, 1, keep=True).with_(sp.EMA(0.998)),
 }
-# m replays a batch want fewer epochs (Shafahi et al. divide by m); these are left out at equal epochs
-OWN_TRIALS: dict[str, tuple[tuple[int, float], ...]] = {
-    "Free-4 kept": ((3, 4e-3), (5, 4e-3)),
-    "Free-4 kept, 3 epochs": ((3, 4e-3),),
-    "kept, in haste": ((5, 1e-2),),
-    "YOPO-5-3 kept, in haste": ((3, 1e-2),),
-}
-BATCH = {"kept, in haste": 96, "YOPO-5-3 kept, in haste": 64}  # samples; 128 elsewhere
 
 
 class Book:
@@ -218,10 +211,11 @@ def evaluated(model: nn.Module, strategy: Any) -> nn.Module:
     return copy.deepcopy(model)
 
 
-def learn(task: Task, method: str, epochs: int, lr: float, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+def learn(task: Task, method: str, schedule: Schedule, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     """The trained network and its figures."""
     used, held = images(task)
     threat = task.threat
+    epochs, lr, batch = schedule
     model, strategy = zoo.build(task.network, seed=seed, **task.args), METHODS[method](task)
     strategy.seed = seed
     clock = Clock((held[0][:1000], held[1][:1000]), threat)
@@ -231,7 +225,7 @@ def learn(task: Task, method: str, epochs: int, lr: float, seed: int) -> tuple[n
             validation=False, device=DEVICE, **task.fit,
         )  # fmt: skip
     sp.fit(
-        model, used, strategy, epochs=epochs, lr=lr, schedule="cyclic", batch_size=BATCH.get(method, 128), seed=seed,
+        model, used, strategy, epochs=epochs, lr=lr, schedule="cyclic", batch_size=batch, seed=seed,
         validation=False, callbacks=[clock], device=DEVICE, **task.fit,
     )  # fmt: skip
     best = evaluated(model, strategy)
@@ -243,58 +237,89 @@ def learn(task: Task, method: str, epochs: int, lr: float, seed: int) -> tuple[n
     }  # fmt: skip
 
 
-def search(task: Task, name: str, book: Book, methods: list[str]) -> Jobs:
-    for method, (epochs, lr) in ((m, trial) for m in methods for trial in OWN_TRIALS.get(m, task.trials)):
-        key = {"kind": "search", "data": name, "method": method, "epochs": epochs, "lr": lr}
-        yield key, lambda key=key, m=method, e=epochs, r=lr: book.add(**key, **learn(task, m, e, r, 0)[1])  # type: ignore[misc]
+@dataclass(frozen=True)
+class Bench:
+    """One data set's runs, in one file of results and one folder of weights."""
 
+    name: str
+    book: Book
+    folder: Path
+    methods: list[str]
+    seeds: int
+    equal: bool
 
-def chosen(book: Book, name: str, method: str) -> tuple[int, float]:
-    """The trial of best robust accuracy on held-out images; of those within half a point of it, the fastest."""
-    if len(own := OWN_TRIALS.get(method, ())) == 1:
-        return own[0]
-    trials = [row for row in book.rows("search") if row["data"] == name and row["method"] == method]
-    best = max(row["robust"] for row in trials)
-    row = min((row for row in trials if row["robust"] >= best - 0.005), key=lambda row: row["seconds"])
-    return row["epochs"], row["lr"]
+    @property
+    def task(self) -> Task:
+        return TASKS[self.name]
 
+    def key(self, method: str, schedule: Schedule, seed: int) -> dict[str, Any]:
+        names = ("epochs", "lr", "batch")
+        return {"data": self.name, "method": method, **dict(zip(names, schedule, strict=True)), "seed": seed}
 
-def final(task: Task, name: str, book: Book, methods: list[str], folder: Path, seeds: int) -> Jobs:
-    for seed, method in itertools.product(range(seeds), methods):
-        own = chosen(book, name, method)
-        for epochs, lr in dict.fromkeys((own,) if method in OWN_TRIALS else (task.equal, own)):
-            key = {"kind": "final", "data": name, "method": method, "epochs": epochs, "lr": lr, "seed": seed}
-            yield key, lambda key=key: train(task, book, folder, key)  # type: ignore[misc]
+    def file(self, method: str, schedule: Schedule, seed: int) -> Path:
+        return self.folder / f"{'-'.join(map(str, self.key(method, schedule, seed).values()))}.safetensors"
 
+    def trained(self, method: str) -> list[Schedule]:
+        """The schedules that go on: the best, and the equal one."""
+        return list(
+            dict.fromkeys(
+                (chosen([row for row in self.book.rows("run") if row["data"] == self.name], method), self.task.equal)
+            )
+        )
 
-def file(folder: Path, key: dict[str, Any]) -> Path:
-    return folder / f"{key['data']}-{key['method']}-{key['epochs']}-{key['lr']}-{key['seed']}.safetensors"
+    def search(self) -> Jobs:
+        for method, schedule in itertools.product(self.methods, self.task.trials):
+            yield {"kind": "run", **self.key(method, schedule, 0)}, partial(self.train, method, schedule, 0)
 
+    def final(self) -> Jobs:
+        for seed, method in itertools.product(range(1, self.seeds), self.methods):
+            for schedule in self.trained(method)[: None if self.equal else 1]:
+                yield {"kind": "run", **self.key(method, schedule, seed)}, partial(self.train, method, schedule, seed)
 
-def train(task: Task, book: Book, folder: Path, key: dict[str, Any]) -> None:
-    model, figures = learn(task, key["method"], key["epochs"], key["lr"], key["seed"])
-    folder.mkdir(exist_ok=True, parents=True)
-    save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, file(folder, key))
-    book.add(**key, **figures)
+    def verdict(self) -> Jobs:
+        for seed, method in itertools.product(range(self.seeds), self.methods):
+            for schedule in self.trained(method):
+                if self.file(method, schedule, seed).is_file():
+                    key = {"kind": "verdict", **self.key(method, schedule, seed)}
+                    yield key, partial(self.judge, method, schedule, seed)
 
+    def race(self) -> Jobs:
+        return (({"kind": "race", "data": self.name, "method": m}, partial(self.finish, m)) for m in self.methods)
 
-def verdict(task: Task, name: str, book: Book, methods: list[str], folder: Path) -> Jobs:
-    for row in book.rows("final"):
-        key = {k: row[k] for k in ("data", "method", "epochs", "lr", "seed")}
-        if row["data"] == name and row["method"] in methods:
-            yield {"kind": "verdict", **key}, lambda key=key: judge(task, book, folder, key)  # type: ignore[misc]
+    def train(self, method: str, schedule: Schedule, seed: int) -> None:
+        model, figures = learn(self.task, method, schedule, seed)
+        self.folder.mkdir(exist_ok=True, parents=True)
+        weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+        save_file(weights, self.file(method, schedule, seed))
+        self.book.add(kind="run", **self.key(method, schedule, seed), **figures)
 
+    def judge(self, method: str, schedule: Schedule, seed: int) -> None:
+        model = zoo.build(self.task.network, **self.task.args).eval()
+        model.load_state_dict(load_file(self.file(method, schedule, seed)))
+        x, y = data.open(self.task.dataset, split="test").tensors(self.task.test)
+        result = sp.evaluate(model.to(DEVICE), (x, y), self.task.threat, batch_size=500)
+        self.book.add(
+            kind="verdict", **self.key(method, schedule, seed), test_clean=result.clean_accuracy.value,
+            test_robust=result.robust_accuracy.value, warnings=[warning.code for warning in result.warnings],
+            stands=packed(result.robust[result.index.argsort()]),
+        )  # fmt: skip
 
-def judge(task: Task, book: Book, folder: Path, key: dict[str, Any]) -> None:
-    model = zoo.build(task.network, **task.args).eval()
-    model.load_state_dict(load_file(file(folder, key)))
-    model.to(DEVICE)
-    x, y = data.open(task.dataset, split="test").tensors(task.test)
-    result = sp.evaluate(model, (x, y), task.threat, batch_size=500)
-    book.add(
-        kind="verdict", **key, test_clean=result.clean_accuracy.value, test_robust=result.robust_accuracy.value,
-        warnings=[warning.code for warning in result.warnings], stands=packed(result.robust[result.index.argsort()]),
-    )  # fmt: skip
+    def finish(self, method: str) -> None:
+        """Seconds of training to half of the test images, by AutoAttack."""
+        task, (used, held) = self.task, images(self.task)
+        model, strategy = zoo.build(task.network, **task.args), METHODS[method](task)
+        clock = Finish((held[0][:1000], held[1][:1000]), task.threat)
+        epochs, lr, batch = task.equal
+        with suppress(Arrived):
+            sp.fit(
+                model, used, strategy, epochs=epochs, lr=lr, schedule="cyclic", batch_size=batch,
+                validation=False, callbacks=[clock], device=DEVICE, **task.fit,
+            )  # fmt: skip
+        test = data.open(task.dataset, split="test").tensors(task.test)
+        model = evaluated(model, strategy).eval()
+        result = sp.evaluate(model, test, task.threat, attacks="autoattack", batch_size=500)
+        robust = result.robust_accuracy.value
+        self.book.add(kind="race", data=self.name, method=method, seconds=clock.seconds, test_robust=robust)
 
 
 class Arrived(Exception):
@@ -313,26 +338,6 @@ class Finish(Clock):
             raise Arrived
 
 
-def race(task: Task, name: str, book: Book, methods: list[str]) -> Jobs:
-    """Seconds of training to half of the test images, by AutoAttack."""
-
-    def run(method: str) -> None:
-        used, held = images(task)
-        threat = task.threat
-        model, strategy = zoo.build(task.network, **task.args), METHODS[method](task)
-        clock = Finish((held[0][:1000], held[1][:1000]), threat)
-        with suppress(Arrived):
-            sp.fit(
-                model, used, strategy, epochs=task.equal[0], lr=task.equal[1], schedule="cyclic", batch_size=128,
-                validation=False, callbacks=[clock], device=DEVICE, **task.fit,
-            )  # fmt: skip
-        x, y = data.open(task.dataset, split="test").tensors(task.test)
-        result = sp.evaluate(evaluated(model, strategy).eval(), (x, y), threat, attacks="autoattack", batch_size=500)
-        book.add(kind="race", data=name, method=method, seconds=clock.seconds, test_robust=result.robust_accuracy.value)
-
-    return (({"kind": "race", "data": name, "method": method}, partial(run, method)) for method in methods)
-
-
 def packed(bits: Tensor) -> str:
     """(N,) bool as hexadecimal text."""
     return np.packbits(bits.numpy()).tobytes().hex()
@@ -348,12 +353,13 @@ def main() -> None:
         "--weights", type=Path, default=Path(os.environ.get("SPARRING_CACHE", "~/.cache/sparring")).expanduser()
     )
     parser.add_argument("--figure", type=Path)
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of `final` for each method and schedule")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each method at its best schedule")
+    parser.add_argument("--equal", action="store_true", help="all seeds at the equal schedule, too (else: one)")
     parser.add_argument("--part", default="1/1")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    task, book = TASKS[given.data], Book(given.out)
-    folder = given.weights / "training"
+    book = Book(given.out)
+    bench = Bench(given.data, book, given.weights / "training", given.methods, given.seeds, given.equal)
     place, parts = map(int, given.part.split("/"))
     for what in given.what:
         if what == "steps":
@@ -362,18 +368,11 @@ def main() -> None:
             training_steps.main()
             continue
         if what == "table":
-            import training_tables
-
-            training_tables.write(book.rows(), given.data, given.figure, task.equal)
+            training_tables.write(book.rows(), given.data, given.figure, bench.task.equal)
             continue
         if place == 1:
             book.add(kind="machine", what=what, **facts(0))
-        jobs = {
-            "search": lambda: search(task, given.data, book, given.methods),
-            "final": lambda: final(task, given.data, book, given.methods, folder, given.seeds),
-            "race": lambda: race(task, given.data, book, given.methods),
-            "verdict": lambda: verdict(task, given.data, book, given.methods, folder),
-        }[what]()
+        jobs: Jobs = getattr(bench, what)()
         for number, (key, job) in enumerate(jobs):
             if number % parts == place - 1 and not book.has(**key):
                 job()

@@ -14,6 +14,7 @@ from sparring.inspection.style import dress, new_figure, save
 
 REFERENCE = "PGD-10"
 Row = dict[str, Any]
+Schedule = tuple[int, float, int]  # epochs, learning rate, samples a batch
 
 
 def bits(row: Row) -> np.ndarray:
@@ -36,26 +37,28 @@ def spread(values: Iterable[float], scale: float = 1.0, digits: int = 1) -> str:
     return f"{statistics.mean(found):.{digits}f}{width}"
 
 
-def groups(rows: list[Row]) -> dict[tuple[str, int, float], list[tuple[Row, Row]]]:
-    """(method, epochs, lr) → the seeds' (training, verdict)."""
-    keys = ("data", "method", "epochs", "lr", "seed")
-    verdicts = {tuple(row[k] for k in keys): row for row in rows if row["kind"] == "verdict"}
-    found: dict[tuple[str, int, float], list[tuple[Row, Row]]] = {}
+def schedule_of(row: Row) -> Schedule:
+    return row["epochs"], row["lr"], row["batch"]
+
+
+def groups(rows: list[Row]) -> dict[tuple[str, Schedule], list[tuple[Row, Row]]]:
+    """(method, schedule) → the seeds' (training, verdict)."""
+    verdicts = {(row["method"], schedule_of(row), row["seed"]): row for row in rows if row["kind"] == "verdict"}
+    found: dict[tuple[str, Schedule], list[tuple[Row, Row]]] = {}
     for row in rows:
-        if row["kind"] == "final" and (key := tuple(row[k] for k in keys)) in verdicts:
-            found.setdefault((row["method"], row["epochs"], row["lr"]), []).append((row, verdicts[key]))
+        key = (row.get("method"), schedule_of(row)) if row["kind"] == "run" else None
+        if key and (verdict := verdicts.get((*key, row["seed"]))):
+            found.setdefault(key, []).append((row, verdict))
     return found
 
 
-def best(rows: list[Row], method: str) -> tuple[int, float] | None:
-    """The trial that `training.chosen` takes: where there is but one, it was not searched for."""
-    finals = {(row["epochs"], row["lr"]) for row in rows if row["kind"] == "final" and row["method"] == method}
-    trials = [row for row in rows if row["kind"] == "search" and row["method"] == method]
+def chosen(rows: list[Row], method: str) -> Schedule:
+    """Of the first seed's runs that of best robust accuracy on held-out images; of those within half a point, the fastest."""
+    trials = [row for row in rows if row["kind"] == "run" and row["method"] == method and row["seed"] == 0]
     if not trials:
-        return finals.pop() if len(finals) == 1 else None
+        raise SystemExit(f"{method} was not searched for yet: run `search` first")
     top = max(row["robust"] for row in trials)
-    row = min((row for row in trials if row["robust"] >= top - 0.005), key=lambda row: row["seconds"])
-    return row["epochs"], row["lr"]
+    return schedule_of(min((row for row in trials if row["robust"] >= top - 0.005), key=lambda row: row["seconds"]))
 
 
 def reached(pairs: list[tuple[Row, Row]], goal: float) -> str:
@@ -67,33 +70,33 @@ def reached(pairs: list[tuple[Row, Row]], goal: float) -> str:
     return f"{statistics.mean(found):.0f}" + (f" ({len(found)} of {len(times)})" if len(found) < len(times) else "")
 
 
-def write(rows: list[Row], name: str, figure: Path | None, equal: tuple[int, float]) -> None:
+def write(rows: list[Row], name: str, figure: Path | None, equal: Schedule) -> None:
     """Prints the tables; draws the Pareto curve."""
     rows = [row for row in rows if row.get("data") in (name, None)]
     for row in rows:
         if row["kind"] == "machine":
             print({k: row[k] for k in ("what", "cpu", "torch", "sparring", "threads", "load")})
     found = groups(rows)
-    methods = list(dict.fromkeys(method for method, _, _ in found))
+    methods = list(dict.fromkeys(method for method, _ in found))
     points = []
     for title, schedule in (
         ("Equal epochs", lambda m: equal),
-        ("Each with its best schedule", lambda m: best(rows, m)),
+        ("Each with its best schedule", lambda m: chosen(rows, m)),
     ):
-        reference = found.get((REFERENCE, *(schedule(REFERENCE) or equal)))
+        reference = found.get((REFERENCE, schedule(REFERENCE)))
         if reference is None:
             continue
         seconds = statistics.mean(row["seconds"] for row, _ in reference)
         goal = statistics.mean(row["robust"] for row, _ in reference) - 0.005
         lines = []
         for method in methods:
-            pairs = found.get((method, *(schedule(method) or (0, 0))))
+            pairs = found.get((method, schedule(method)))
             if not pairs:
                 continue
             own = statistics.mean(row["seconds"] for row, _ in pairs)
             gap, low, high = interval([bits(v) for _, v in pairs], [bits(v) for _, v in reference])
             lines.append([
-                method, f"{pairs[0][0]['epochs']} · {pairs[0][0]['lr']:g}",
+                method, "{} · {:g} · {}".format(*schedule(method)),
                 spread((v["test_clean"] for _, v in pairs), 100), spread((v["test_robust"] for _, v in pairs), 100),
                 "" if method == REFERENCE else f"{gap:+.1f} ({low:+.1f}, {high:+.1f})",
                 f"{own:.0f}", f"1/{seconds / own:.1f}", f"{statistics.mean(r['passes'] for r, _ in pairs):.2f}",
@@ -102,7 +105,7 @@ def write(rows: list[Row], name: str, figure: Path | None, equal: tuple[int, flo
             points.append((method, own, 100 * statistics.mean(v["test_robust"] for _, v in pairs), title))
         head = [
             "method",
-            "epochs · rate",
+            "epochs · rate · batch",
             "clean",
             "robust",
             f"minus {REFERENCE}",

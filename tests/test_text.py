@@ -232,6 +232,19 @@ def test_growing_the_weights_changes_nothing(scale: float, shift: float, seed: i
     assert torch.allclose(layer(tokens), before, atol=1e-6)
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_a_large_corpus_in_half_precision(half: torch.dtype) -> None:
+    """65,504 is float16's largest number; a corpus has more words than that, and rare ones that are few of them."""
+    layer = FrequencyNormalizedEmbedding(5, 3, torch.tensor([0.0, 1, 500_000, 200_003, 30_000]), padding_idx=0)
+    tokens = torch.arange(5)
+    before = layer(tokens)
+    after = layer.to(half)(tokens)
+    assert after.dtype == half
+    assert torch.allclose(after.float(), before, atol=0.05, rtol=0.02)
+    assert layer.counts.tolist() == [0, 1, 500_000, 200_003, 30_000]
+    assert torch.allclose(layer.float()(tokens), before, atol=0.05, rtol=0.02), "and back"
+
+
 def test_gradients_of_a_normalised_embedding() -> None:
     layer = FrequencyNormalizedEmbedding(5, 3, torch.tensor([0.0, 1, 5, 2, 3]), padding_idx=0).double()
     tokens = torch.tensor([[1, 2, 0], [4, 3, 2]])

@@ -198,10 +198,9 @@ class Pool:
             rows.step = rows.step + 1
             due = rows.step == self.recipe.steps
             if bool(due.any()):
-                ready = rows if bool(due.all()) else rows[due]
+                ready, rows = (rows, None) if bool(due.all()) else (rows[due], rows[~due])
                 self.parked = ready if self.parked is None else self.parked + ready
-                rows = rows[~due]
-        self.active = rows if len(rows) else None
+        self.active = rows if rows is not None and len(rows) else None
         return done
 
     def _probe(self, rows: Rows, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,15 @@ class FrequencyNormalizedEmbedding(nn.Embedding):
             counts[self.padding_idx] = 0
         if int((counts > 0).sum()) < 2:
             raise ValueError("counts: fewer than two tokens occur, so their vectors have no variance")
-        self.counts = counts.to(self.weight.dtype)
+        self.counts = counts.to(torch.promote_types(self.weight.dtype, torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrequencyNormalizedEmbedding:
+        """As for every module, but that counts stay out of half precision, which ends at 65,504."""
+        before = self.counts
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.counts.dtype.itemsize < torch.float32.itemsize:
+            self.counts = before.to(self.counts.device)
+        return self
 
     @classmethod
     def of(cls, embedding: nn.Embedding, counts: Tensor) -> FrequencyNormalizedEmbedding:
@@ -49,15 +57,16 @@ class FrequencyNormalizedEmbedding(nn.Embedding):
         return made
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """E[e] and √Var[e], (D,) each, of the weights as they are."""
-        share = self.counts / self.counts.sum()
-        mean = share @ self.weight
-        spread = share @ (self.weight - mean).square()
+        """E[e] and √Var[e], (D,) each, of the weights as they are; in float32 or better."""
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        share = (self.counts / self.counts.sum()).to(weight.dtype)
+        mean = share @ weight
+        spread = share @ (weight - mean).square()
         return mean, spread.clamp_min(torch.finfo(spread.dtype).tiny).sqrt()
 
     def forward(self, input: Tensor) -> Tensor:
         mean, deviation = self.moments()
-        found = (F.embedding(input, self.weight) - mean) / deviation
+        found = ((F.embedding(input, self.weight) - mean) / deviation).to(self.weight.dtype)
         return found if self.padding_idx is None else torch.where((input == self.padding_idx)[..., None], 0, found)
 
 
