@@ -54,7 +54,7 @@ def strategies(eps: float) -> dict[str, Callable[[int], Any]]:
         "base": lambda seed: sp.Standard(seed=seed),
         "adversarial": lambda seed: sp.TextAdversarial(eps, seed=seed),
         "vat": lambda seed: sp.TextVAT(eps, seed=seed),
-        "both": lambda seed: sp.TextAdversarial(eps, seed=seed).with_(sp.VirtualAdversarial(eps, xi=0.1)),
+        "both": lambda seed: sp.TextAdversarial(eps, seed=seed).with_(sp.VirtualAdversarial(eps)),
         "freelb": lambda seed: sp.FreeLB(eps, steps=3, step_size=eps / 2, start=eps / 10, seed=seed),
     }
 

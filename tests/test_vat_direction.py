@@ -132,6 +132,34 @@ def test_in_half_precision(trained: tuple[nn.Module, Tensor]) -> None:
     assert caught.median() > 0.8, "one iteration nearly suffices"
 
 
+class Attending(nn.Module):
+    """Its attention's fast kernels have no second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.parts, self.out = nn.Linear(8, 3 * 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.parts(x).view(len(x), -1, 2, 12).transpose(1, 2).chunk(3, -1)
+        seen: Tensor = nn.functional.scaled_dot_product_attention(q, k, v)
+        logits: Tensor = self.out(seen.transpose(1, 2).flatten(2)).mean(1)
+        return logits
+
+
+def test_the_exact_product_of_a_network_with_attention() -> None:
+    model, x = Attending(), torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1))
+    exact = sp.virtual_perturbation(model, x, 1.0, exact=True)
+    assert cosine(exact, sp.virtual_perturbation(model, x, 1.0)).min() > 0.999
+
+
+def test_gradient_alignment_of_a_network_with_attention() -> None:
+    model, x = Attending(), torch.rand(4, 5, 8, generator=torch.Generator().manual_seed(1))
+    (loss,) = sp.GradAlign(sp.Linf(0.1))(model, (x, torch.arange(4) % 3))
+    loss.value.backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
 def test_the_same_dropout_mask_in_both_terms_and_another_one_in_the_next_call() -> None:
     class Masks(nn.Module):
         def __init__(self) -> None:

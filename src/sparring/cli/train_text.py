@@ -192,7 +192,7 @@ def build(settings: TextTrainSettings, classifier: "TextClassifier") -> "Strateg
     if settings.strategy in ("adversarial", "vat", "both"):
         options["eps"] = size
     made: Strategy = getattr(sparring, name)(**options, seed=settings.seed)
-    parts: list[Part] = [VirtualAdversarial(size, xi=0.1)] if settings.strategy == "both" else []
+    parts: list[Part] = [VirtualAdversarial(size)] if settings.strategy == "both" else []
     parts += [] if settings.ema is None else [EMA(settings.ema)]
     return made.with_(*parts) if parts else made
 

@@ -158,8 +158,11 @@ class EmbeddingPerturber:
 class Perturbed(nn.Module):
     """A text model as a function of what is added to its word vectors: delta (B, T, D) to logits (B, C).
 
-    What works on inputs (power iteration, attacks) works on this one, at zero.
+    What works on inputs (power iteration, attacks) works on this one, at zero. lengths: (B,) of each text's word vectors as one,
+    in the forward before.
     """
+
+    lengths: Tensor
 
     def __init__(self, perturber: EmbeddingPerturber, x: Encoded | Tensor) -> None:
         super().__init__()
@@ -168,6 +171,8 @@ class Perturbed(nn.Module):
         self.x, self.words = perturber.prepared(x)
 
     def forward(self, delta: Tensor) -> Tensor:
-        with self.perturber.adding(delta, self.x):
+        with self.perturber.adding(delta, self.x) as seen:
             logits: Tensor = self.model(self.x)
+        assert seen.vectors is not None
+        self.lengths = torch.where(self.words[:, :, None], seen.vectors, 0).to(delta.dtype).flatten(1).norm(dim=1)
         return logits

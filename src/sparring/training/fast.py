@@ -16,6 +16,7 @@ from sparring.borrow import Borrowed
 from sparring.noise import Noise
 from sparring.objective import check_label_range, cross_entropy
 from sparring.threat import Threat
+from sparring.training.modes import twice_differentiable
 from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat, wide
 from sparring.training.supervised import AdversarialTraining
 
@@ -134,7 +135,7 @@ class GradAlign(Strategy):
         """The mean cosine between g(x) and g(x + η), with a graph, over the samples that have both."""
         bare = getattr(model, "_orig_mod", model)
         point = near.detach().requires_grad_(True)
-        with self.aside(model), self.precision(near):
+        with self.aside(model), self.precision(near), twice_differentiable():
             losses = F.cross_entropy(wide(bare(point)), batch.y, reduction="sum")
         (other,) = torch.autograd.grad(losses, point, create_graph=True)
         self.passes.forwards += len(near)

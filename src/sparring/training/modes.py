@@ -1,4 +1,4 @@
-"""The modes of a model's modules, for as long as a block; afterwards they are as they were."""
+"""How a model runs, for as long as a block; afterwards it runs as before."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
@@ -28,4 +29,11 @@ def as_in_training(model: nn.Module) -> Iterator[None]:
     with in_modes((module, module.training) for module in model.modules()):
         if not model.training:
             model.train()
+        yield
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Attention by the kernel whose gradient has a gradient; the fast kernels' has none."""
+    with sdpa_kernel(SDPBackend.MATH):
         yield

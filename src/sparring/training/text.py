@@ -63,7 +63,7 @@ class TextAdversarial(FromBackward):
     g is the gradient of the clean loss, and r constant. Both forwards have the same dropout mask. eps: L2 length over the whole
     text; 5 suits vectors normalised by `FrequencyNormalizedEmbedding`, of length √D each; for others compare it with theirs.
     2 passes a batch; the gradient comes with the clean loss's own backward. With virtual adversarial training as well:
-    `TextAdversarial().with_(VirtualAdversarial(5.0, xi=0.1))`.
+    `TextAdversarial().with_(VirtualAdversarial(5.0))`.
     """
 
     eps: float = 5.0
@@ -183,11 +183,13 @@ class FreeLB(FromBackward):
 
 @dataclass(eq=False)
 class TextVAT(VAT):
-    """`VAT` with the sizes for texts: KL(p(e) ‖ p(e + r)), r of L2 length eps over all word vectors of a text, found by the
-    finite difference ξ = 0.1. Miyato et al. (2017). Passes and settings are those of `VAT`."""
+    """`VAT` with the size for texts: KL(p(e) ‖ p(e + r)), r of L2 length eps over all word vectors of a text.
+
+    Miyato et al. (2017). Their ξ is 0.1; left out, it is √u · ‖e‖ here, which bf16 does not round away. Passes and settings are
+    those of `VAT`.
+    """
 
     eps: float = 5.0
-    xi: float | None = field(default=0.1, kw_only=True)
 
 
 def last(shown: list[Vectors]) -> Vectors:

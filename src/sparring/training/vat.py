@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from sparring.training.strategy import Batch, Loss, Seen, Strategy, wide
 from sparring.training.supervised import Standard
 from sparring.training.trades import divergence
 from sparring.training.unlabelled import Unlabelled
-from sparring.training.virtual import Finder, Replay, Start, as_it_learns, batch_wise, check
+from sparring.training.virtual import Finder, Replay, Size, Start, as_it_learns, batch_wise, check
 
 
 @dataclass(eq=False)
@@ -37,8 +38,8 @@ class Smoothing:
 
     def smoothness(self, strategy: Strategy, model: nn.Module, batch: Batch) -> Loss:
         """weight · (KL(p(x) ‖ p(x + r)) [+ the entropy of p(x)]), the mean over the unlabelled samples; it makes no step."""
-        model, unlabelled, start = view(model, batch)
-        x = unlabelled.x.detach()
+        seen_as = view(model, batch)
+        model, x = seen_as.model, seen_as.unlabelled.x.detach()
         found: list[tuple[Replay, Tensor, Tensor]] = []  # once, also where AWP computes the loss again at other weights
 
         def answers(at: Tensor) -> Tensor:
@@ -55,29 +56,32 @@ class Smoothing:
                 with replay.again() if found else nullcontext():
                     clean = answers(x)
             if not found:
-                found.append((replay, *self._worst(strategy, model, batch, unlabelled, start, replay, clean)))
+                found.append((replay, *self._worst(strategy, batch, seen_as, replay, clean)))
             _, reference, moved = found[0]
             with replay.again():
                 value = divergence(reference, wide(answers(moved))).mean()
-            return self.weight * unlabelled.weight * (value if clean is None else value + entropy(wide(clean)).mean())
+            return (
+                self.weight
+                * seen_as.unlabelled.weight
+                * (value if clean is None else value + entropy(wide(clean)).mean())
+            )
 
         return Loss(compute, update=False)
 
     def _worst(
         self,
         strategy: Strategy,
-        model: nn.Module,
         batch: Batch,
-        unlabelled: Unlabelled,
-        start: Start | None,
+        seen_as: View,
         replay: Replay,
         clean: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Logits (B, C) at the unlabelled samples, and x + r (B, *S)."""
-        x, seed = unlabelled.x.detach(), strategy.draw_seed(batch)
+        unlabelled, seed = seen_as.unlabelled, strategy.draw_seed(batch)
+        x = unlabelled.x.detach()
         numbers = torch.arange(len(x)) if unlabelled.indices is None else unlabelled.indices.detach().cpu().long()
-        finder = Finder(self.eps, self.xi, self.iterations, start=start)
-        with as_it_learns(model, x, strategy.autocast, seed) as borrowed:
+        finder = Finder(self.eps, self.xi, self.iterations, start=seen_as.start, size=seen_as.size)
+        with as_it_learns(seen_as.model, x, strategy.autocast, seed) as borrowed:
             reference = borrowed.look(x) if clean is None else clean.detach()
             r = finder(borrowed, x, Noise(seed, numbers), replay, reference)
         strategy.passes.forwards += borrowed.forwards
@@ -85,22 +89,32 @@ class Smoothing:
         return wide(reference), (x + r).to(x.dtype)
 
 
-def view(model: nn.Module, batch: Batch) -> tuple[nn.Module, Unlabelled, Start | None]:
-    """The model, its unlabelled samples, and where the search for their directions starts. Texts are seen as what is added to
-    their word vectors, which begins at zero: the direction is one of those, and the embeddings learn as well."""
+class View(NamedTuple):
+    """The model, its unlabelled samples, where the search for their directions starts, and what ξ is measured by."""
+
+    model: nn.Module
+    unlabelled: Unlabelled
+    start: Start | None = None
+    size: Size | None = None
+
+
+def view(model: nn.Module, batch: Batch) -> View:
+    """Texts are seen as what is added to their word vectors, which begins at zero: the direction is one of those, the length
+    that rounding depends on is theirs, and the embeddings learn as well."""
     given = batch.extras.get("unlabelled", Unlabelled(batch.x, batch.indices))
     unlabelled = given if isinstance(given, Unlabelled) else Unlabelled(given)
     if is_tokens(unlabelled.x) != is_tokens(batch.x):
         raise ValueError("labelled samples and unlabelled ones: expected texts both, or neither")
     if not is_tokens(batch.x):
-        return model, Unlabelled.of(batch), None
+        return View(model, Unlabelled.of(batch))
     perturber = EmbeddingPerturber(model)
     moved = Perturbed(perturber, unlabelled.x)
 
     def start(noise: Noise, like: Tensor) -> Tensor:
         return perturber.normal(noise, moved.words, "virtual")
 
-    return moved, Unlabelled(perturber.zeros(moved.words), unlabelled.indices, unlabelled.weight), start
+    still = Unlabelled(perturber.zeros(moved.words), unlabelled.indices, unlabelled.weight)
+    return View(moved, still, start, lambda delta: moved.lengths)
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from sparring.noise import Noise
 from sparring.objective import kl
 from sparring.threat import per_sample
 from sparring.training.batchnorm import Statistics
+from sparring.training.modes import twice_differentiable
 
 
 def virtual_perturbation(
@@ -105,16 +106,24 @@ def as_it_learns(model: nn.Module, x: Tensor, autocast: torch.dtype | None = Non
 
 
 Start = Callable[[Noise, Tensor], Tensor]  # noise and x (B, *S) to the directions (B, *S) that the search begins with
+Size = Callable[[Tensor], Tensor]  # x (B, *S) to the L2 lengths (B,) that ξ is measured by
 
 
 class Finder:
     """Power iteration on the Hessian of KL(p(x) ‖ p(x + r)) at r = 0."""
 
     def __init__(
-        self, eps: float, xi: float | None, iterations: int, exact: bool = False, start: Start | None = None
+        self,
+        eps: float,
+        xi: float | None,
+        iterations: int,
+        exact: bool = False,
+        start: Start | None = None,
+        size: Size | None = None,
     ) -> None:
         self.eps, self.xi, self.iterations, self.exact = eps, xi, iterations, exact
         self.start = start or (lambda noise, like: noise.normal(like.shape[1:], "virtual", like=like))
+        self.size = size or (lambda x: x.to(at_least_single(x)).flatten(1).norm(dim=1))
 
     def __call__(self, model: Borrowed, x: Tensor, noise: Noise, replay: Replay, clean: Tensor | None = None) -> Tensor:
         """r (B, *S). clean: the logits at x, of the forward whose random numbers `replay` has; None: they are asked for."""
@@ -135,8 +144,7 @@ class Finder:
         if self.xi is not None:
             return per_sample(x.new_full((len(x),), self.xi, dtype=at_least_single(x)), x)
         rounding = max(torch.finfo(x.dtype).eps, torch.finfo(clean.dtype).eps)
-        size = x.to(at_least_single(x)).flatten(1).norm(dim=1).clamp_min(self.eps)
-        return per_sample(math.sqrt(rounding) * size, x)
+        return per_sample(math.sqrt(rounding) * self.size(x).clamp_min(self.eps), x)
 
     def _difference(
         self, model: Borrowed, x: Tensor, clean: Tensor, length: Tensor, replay: Replay
@@ -158,7 +166,7 @@ class Finder:
     def _products(self, model: Borrowed, x: Tensor, replay: Replay) -> Callable[[Tensor], Tensor]:
         """d to H·d, from one graph."""
         r = torch.zeros_like(x, dtype=at_least_single(x)).requires_grad_(True)
-        with replay.again():
+        with replay.again(), twice_differentiable():
             logits = model.call((x + r).to(x.dtype), {})
         (slope,) = torch.autograd.grad(
             kl(exact(logits), logits, reference=exact(logits.detach())).sum(), r, create_graph=True
