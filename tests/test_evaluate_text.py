@@ -14,8 +14,9 @@ import torch
 
 import sparring as sp
 from bags import LABELS, SYNONYMS, TEXTS, bag, lstm
+from crew import torchrun
 from sparring import data, report
-from sparring.evaluation import TextResult, schema
+from sparring.evaluation import TextResult, merge, schema
 
 MANY = [f"{text} {i}" for i in range(6) for text in TEXTS] + ["<script>alert('x')</script> a good film & more"]
 ANSWERS = LABELS * 6 + [1]
@@ -200,6 +201,45 @@ def test_stopped_and_started_again(result: TextResult, tmp_path: Path, monkeypat
     assert list(sp.evaluate(calls, (MANY, ANSWERS), **settings).samples()) == list(result.samples())
 
 
+def told(result: TextResult) -> dict[str, Any]:
+    """What a result tells of texts and attacks; not of clocks and folders."""
+    gone = ("created", "seconds", "settings", "environment", "files")
+    kept = {name: value for name, value in result.document.items() if name not in gone}
+    return kept | {"attacks": [row | {"seconds": 0} for row in kept["attacks"]]}
+
+
+def test_shards_merged_are_the_result_of_one_process(result: TextResult, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"attacks": attacks(), "out": tmp_path, "batch_size": 8}
+    for number in (2, 0, 1):
+        share = sp.evaluate(bag(more=MANY), (MANY, ANSWERS), shard=(number, 3), **settings)
+        assert isinstance(share, TextResult)
+        assert share.index.tolist() == list(range(number, len(MANY), 3))
+        assert share.document["settings"]["shard"] == [number, 3]
+    calls = bag(more=MANY)
+    calls.forward = None  # type: ignore[method-assign, assignment]
+    again = sp.evaluate(calls, (MANY, ANSWERS), shard=(1, 3), **settings)
+    assert list(again.samples()) == [row for row in result.samples() if row["index"] % 3 == 1], "known, not asked again"
+    merged = merge(tmp_path)
+    assert isinstance(merged, TextResult)
+    assert list(merged.samples()) == list(result.samples())
+    assert told(merged) == told(result)
+    assert list(merged.examples) == list(result.examples)
+    assert merged.document["settings"]["shards"] == 3
+    (tmp_path / "shard-1-of-3" / "shard.json").unlink()
+    with pytest.raises(ValueError, match="of 3 shards 1 is not finished"):
+        merge(tmp_path)
+
+
+def test_one_process_takes_over_what_shards_have_finished(result: TextResult, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"attacks": attacks(), "out": tmp_path, "batch_size": 8}
+    sp.evaluate(bag(more=MANY), (MANY, ANSWERS), shard=(1, 2), **settings)
+    seen: list[Any] = []
+    whole = sp.evaluate(bag(more=MANY), (MANY, ANSWERS), **settings, progress=seen.append)
+    assert seen[0].resumed == len(MANY) // 2
+    assert list(whole.samples()) == list(result.samples())
+    assert told(whole) == told(result)
+
+
 def test_a_folder_of_another_evaluation_is_left_alone(tmp_path: Path) -> None:
     sp.evaluate(bag(), (TEXTS, LABELS), attacks=words(), out=tmp_path)
     with pytest.raises(ValueError, match=r"another tokenizer|another model"):
@@ -241,7 +281,7 @@ def test_one_class_is_warned_of() -> None:
         ({"attacks": sp.PGD(sp.Linf(0.1))}, "does not attack texts"),
         ({"threat": sp.L2(1.0)}, "is not for texts"),
         ({"access": "scores"}, "is not for texts"),
-        ({"shard": (0, 2), "out": "x"}, "one process alone"),
+        ({"shard": (0, 2)}, r"shard=\(0, 2\) without out"),
         ({"time_limit": 0}, "expected seconds"),
     ],
 )
@@ -436,6 +476,34 @@ class TestCommandLine:
         assert code == 0, err + out
         assert "The result says the truth." in out
         assert "attacked again" in out
+
+    def test_shards_and_merge(self, reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for number in (0, 1):
+            code, out, err = self.run(
+                capsys, *self.asked(reviews, out=reviews / "shares", attacks="words", shard=f"{number}/2")
+            )
+            assert code == 0, err
+            assert f"Shard {number} of 2 is done." in out
+        code, out, err = self.run(capsys, "merge", reviews / "shares")
+        assert code == 0, err
+        assert "texts withstand changes" in out
+        assert self.run(capsys, *self.asked(reviews, out=reviews / "whole", attacks="words"))[0] == 0
+        assert list(lines(reviews / "shares" / "samples.jsonl")) == list(lines(reviews / "whole" / "samples.jsonl"))
+        assert self.run(capsys, "verify", reviews / "shares")[0] == 0
+        code, _, err = self.run(capsys, *self.asked(reviews, shard="2/2"))
+        assert code == 2
+        assert "--shard 2/2: expected I/N" in err
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch can't talk to other processes")
+    def test_two_processes_find_what_one_does(self, reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        typed = [str(part) for part in self.asked(reviews, attacks="words")] + ["--batch-size", "8", "--device", "cpu"]
+        done = torchrun(reviews, "-m", "sparring", *typed, "--out", "both", "--json")
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert json.loads(done.stdout)["settings"]["shards"] == 2
+        assert self.run(capsys, *typed, "--out", reviews / "one")[0] == 0
+        assert list(lines(reviews / "both" / "samples.jsonl")) == list(lines(reviews / "one" / "samples.jsonl"))
+        assert not list((reviews / "both").glob("shard-*"))
 
     @pytest.mark.parametrize(
         ("change", "message"),

@@ -23,7 +23,7 @@ from sparring.cli.settings import (
     TextSettings,
 )
 from sparring.cli.values import Number, did_you_mean
-from sparring.cli.verdict import VerdictSettings, accuracies, conclude, limit_of
+from sparring.cli.verdict import VerdictSettings, conclude, limit_of, shard_of
 
 if TYPE_CHECKING:
     from sparring.data import LabelledImages
@@ -84,7 +84,7 @@ def evaluate(settings: EvaluateSettings) -> Outcome:
     from sparring.threat import parse_eps
 
     limit_of(settings)
-    _shard(settings)
+    shard_of(settings.shard, settings)
     if settings.task == "text":
         return texts.evaluate(settings)
     if settings.norm == "l0" and (settings.eps is None or settings.attacks == ["adaptive"]):
@@ -142,7 +142,7 @@ def run(
 
     from sparring import evaluation
 
-    earlier, shard = _earlier(out, images), _shard(settings)
+    earlier, shard = _earlier(out, images), shard_of(settings.shard, settings)
     attacks = recipes.parse(settings.attacks, threat)
     common: dict[str, Any] = {
         "attacks": attacks,
@@ -187,25 +187,7 @@ def run(
         )
     if earlier is not None and earlier.finished:
         note(f"{out} already holds this evaluation, finished: nothing was run again")
-    if shard is None or "shard" not in result.document["settings"]:
-        return conclude(result, settings, out)
-    accuracies(result)
-    say(f"Shard {shard[0]} of {shard[1]} is done. When all are: sparring merge {out}", style="bold")
-    return Outcome({**result.document, "folder": str(out)})
-
-
-def _shard(settings: EvaluateSettings) -> tuple[int, int] | None:
-    """``--shard 1/4`` as (1, 4); ValueError where it is something else, or something is asked that only a whole result has."""
-    if settings.shard is None:
-        return None
-    found = re.fullmatch(r"(\d+)/(\d+)", settings.shard)
-    shard = (int(found[1]), int(found[2])) if found else (1, 0)
-    if shard[0] >= shard[1]:
-        raise ValueError(f"--shard {settings.shard}: expected I/N with I from 0 to N-1, such as 0/4")
-    for name, value in (("--fail-under", settings.fail_under), ("--junit", settings.junit)):
-        if value is not None and shard[1] > 1:
-            raise ValueError(f"{name} judges a whole result, not a shard: give it to sparring merge")
-    return shard
+    return conclude(result, settings, out, shard)
 
 
 def _share(cost: "Estimate", shard: tuple[int, int] | None) -> "Estimate":

@@ -12,7 +12,7 @@ from sparring.cli.app import Outcome
 from sparring.cli.console import note, watching
 from sparring.cli.settings import TextSettings
 from sparring.cli.values import did_you_mean
-from sparring.cli.verdict import conclude
+from sparring.cli.verdict import conclude, shard_of
 
 if TYPE_CHECKING:
     from sparring.cli.evaluate import EvaluateSettings
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # what an evaluation of texts is told; the rest of the options is about images
 KNOWN = {
     "model", "data", "split", "skip_bad", "attacks", "synonyms", "tagger", "encoder", "batch_size", "max_samples", "time_limit",
-    "seed", "device", "out", "fail_under", "junit", "config", "print_config", "json", "debug",
+    "seed", "device", "out", "shard", "fail_under", "junit", "config", "print_config", "json", "debug",
 } | {field.name for field in fields(TextSettings)}  # fmt: skip
 
 
@@ -41,6 +41,7 @@ def evaluate(settings: "EvaluateSettings") -> Outcome:
     texts = open_texts(settings, settings.data, settings.split, settings.skip_bad, model.classes)
     out = settings.out or Path("sparring-evaluate") / _slug(settings)
     _check_out(settings, out)
+    shard = shard_of(settings.shard, settings)
     with watching(out) as progress:
         result = evaluation.evaluate(
             model,
@@ -51,10 +52,11 @@ def evaluate(settings: "EvaluateSettings") -> Outcome:
             max_samples=settings.max_samples,
             time_limit=settings.time_limit,
             out=out,
+            shard=shard,
             progress=progress,
             model_info={"name": Path(settings.model).name, "spec": spec(settings.model)},
         )
-    return conclude(result, settings, out)
+    return conclude(result, settings, out, shard)
 
 
 def spec(model: str) -> dict[str, Any]:

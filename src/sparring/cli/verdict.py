@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: cyclopts reads the annotations of inherited fields as they stand.
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,11 +41,31 @@ def limit_of(settings: VerdictSettings) -> float | None:
     return value
 
 
-def conclude(result: "EvaluationResult", settings: VerdictSettings, out: Path) -> Outcome:
-    """Tell the verdict, write it for continuous integration, and say whether it is good enough."""
+def shard_of(typed: str | None, settings: VerdictSettings) -> tuple[int, int] | None:
+    """``--shard 1/4`` as (1, 4); ValueError where it is something else, or something is asked that only a whole result has."""
+    if typed is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", typed)
+    shard = (int(found[1]), int(found[2])) if found else (1, 0)
+    if shard[0] >= shard[1]:
+        raise ValueError(f"--shard {typed}: expected I/N with I from 0 to N-1, such as 0/4")
+    for name, value in (("--fail-under", settings.fail_under), ("--junit", settings.junit)):
+        if value is not None and shard[1] > 1:
+            raise ValueError(f"{name} judges a whole result, not a shard: give it to sparring merge")
+    return shard
+
+
+def conclude(
+    result: "EvaluationResult", settings: VerdictSettings, out: Path, shard: tuple[int, int] | None = None
+) -> Outcome:
+    """Tell the verdict, write it for continuous integration, and say whether it is good enough; of a shard, what it found."""
     from sparring.evaluation import junit_xml
     from sparring.evaluation.files import replacing
 
+    if shard is not None and "shard" in result.document["settings"]:
+        accuracies(result)
+        say(f"Shard {shard[0]} of {shard[1]} is done. When all are: sparring merge {out}", style="bold")
+        return Outcome({**result.document, "folder": str(out)})
     limit = limit_of(settings)
     tell(result, out)
     if settings.junit is not None and speaks():

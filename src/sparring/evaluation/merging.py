@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from sparring.evaluation.checkup import add
-from sparring.evaluation.document import summarize
-from sparring.evaluation.gallery import MOST
+from sparring.evaluation.kinds import records_for, result_of
 from sparring.evaluation.parts import Parts, part_of
 from sparring.evaluation.records import Records
 from sparring.evaluation.result import EvaluationResult
@@ -44,15 +43,14 @@ def merge(folder: str | Path) -> EvaluationResult:
         check_fingerprint(read_settings(share.path), fingerprint(identity, (share.number, share.of)), share.path)
     if (folder / "result.json").exists():
         check_fingerprint(EvaluationResult.load(folder).document["identity"], identity, folder)
-    records, paths = _gather(complete, known, len(facts["attacks"]))
+    records, paths = _gather(complete, known, records_for(facts))
     if facts["finished"]:
         _check_whole(folder, complete, [share["seen"] for share in known], facts, records)
     records.sort()
     shown = sorted(
         (entry for share in known for entry in share["gallery"]), key=lambda entry: (entry["distance"], entry["index"])
     )
-    document = summarize(facts, records, shown[:MOST], len(shown))
-    EvaluationResult(document, Parts(records, lambda part: paths[part])).save(folder)
+    result_of(facts, Parts(records, lambda part: paths[part]), shown).save(folder)
     return EvaluationResult.load(folder)
 
 
@@ -111,9 +109,9 @@ def _brief(one: Any, other: Any) -> tuple[str, str]:
     return repr(one), repr(other)
 
 
-def _gather(shares: list[Working], known: list[dict[str, Any]], attacks: int) -> tuple[Records, list[Path]]:
-    """The rows of all shares, and the part files that they speak of, numbered through."""
-    records, owner = Records(attacks), np.zeros(0, np.int32)
+def _gather(shares: list[Working], known: list[dict[str, Any]], records: Records) -> tuple[Records, list[Path]]:
+    """The rows of all shares, taken into these records, and the part files that they speak of, numbered through."""
+    owner = np.zeros(0, np.int32)
     paths: list[Path] = []
     for i, (share, knows) in enumerate(zip(shares, known, strict=True)):
         first = len(records)

@@ -68,6 +68,13 @@ class Records:
         row["confidence"] = row["closeness"] = np.nan
         return place
 
+    def copied(self, other: Records, place: int) -> int:
+        """The row at that place of other records of the same kind, as a row of these; its place here. Its example stays there."""
+        here = self.add(int(other.table[place]["index"]))
+        self._table[here] = other.table[place]
+        self._table[here]["part"] = -1
+        return here
+
     def sort(self) -> None:
         """Put the rows in the order of the samples' numbers."""
         index = self.table["index"]

@@ -103,12 +103,14 @@ def evaluate(
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ValueError(f"out={str(out)!r} is a file: expected a folder, which need not be there yet")
     if isinstance(model, TextClassifier):
-        check_settings(given, alone=shard == shards.WHOLE or processes() == 1)
-        return evaluate_texts(model, **{name: given[name] for name in TEXT_SETTINGS})
-    if not isinstance(threat, Threat):
+        check_settings(given)
+    elif not isinstance(threat, Threat):
         raise TypeError(f"threat={threat!r}: expected a threat model such as sp.Linf(8/255)")
     if shard is None and processes() > 1:
         return together(evaluate, **given)
+    if isinstance(model, TextClassifier):
+        return evaluate_texts(model, **{name: given[name] for name in TEXT_SETTINGS})
+    assert isinstance(threat, Threat)
     chosen = choose(attacks, threat, autocast, access, query_budget)
     if plan is not None and len(plan.gates) != len(chosen):
         raise ValueError(

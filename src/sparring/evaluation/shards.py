@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from sparring.evaluation.document import summarize
 from sparring.evaluation.files import replacing
+from sparring.evaluation.kinds import result_of
 from sparring.evaluation.records import DONE, Records
 from sparring.evaluation.result import EvaluationResult
 from sparring.evaluation.source import Source, digest
@@ -103,8 +103,10 @@ def fingerprint(identity: dict[str, Any], shard: Shard) -> dict[str, Any]:
     return identity if shard == WHOLE else identity | {"shard": list(shard)}
 
 
-def earlier(out: Path, source: Source, identity: dict[str, Any], attacks: int) -> EvaluationResult | None:
-    """This share, where it is finished. Of the data its first batch is compared."""
+def earlier(
+    out: Path, source: Source, identity: dict[str, Any], attacks: int, records: Records | None = None
+) -> EvaluationResult | None:
+    """This share, where it is finished. Of the data its first batch is compared. records: as of `open_store`."""
     mine = working(out, source.shard)
     if not mine.ended:
         return None
@@ -112,7 +114,7 @@ def earlier(out: Path, source: Source, identity: dict[str, Any], attacks: int) -
     if not known["facts"]["finished"]:
         (mine.path / "shard.json").unlink()  # it is worked on again: what it knew when time was up is out of date
         return None
-    store = open_store(out, source, identity, attacks)
+    store = open_store(out, source, identity, attacks, records)
     batch = next(iter(source))
     for index, print_of in zip(batch.index.tolist(), digest(batch.x, batch.y), strict=True):
         store.holds(index, print_of)
@@ -137,7 +139,7 @@ def keep(
 
 def _result(known: dict[str, Any], store: Store) -> EvaluationResult:
     store.sort()
-    return EvaluationResult(summarize(known["facts"], store.records, known["gallery"]), store)
+    return result_of(known["facts"], store, known["gallery"])
 
 
 def finished(out: Path, shard: Shard | None = None) -> int:

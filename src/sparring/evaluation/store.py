@@ -62,17 +62,15 @@ class Store(Parts):
 
     def adopt(self, folder: Path, mine: Callable[[Tensor], Tensor]) -> None:
         """Take over what another working folder of the same evaluation has finished of the samples that are `mine`."""
-        other = Parts(Records(self.records.table["passes"].shape[1]), lambda part: part_of(folder, part))
+        attacks = self.records.table["passes"].shape[1]
+        other = Parts(type(self.records)(attacks), lambda part: part_of(folder, part))
         read_journal(folder, other.records.take)
         table, wanted = other.records.table, mine(other.records.column("index"))
         for place in wanted.nonzero().flatten().tolist():
             if self.records.place(int(table["index"][place])) is not None:
                 continue
             example = next(iter(other.examples([place])))[1:] if table["part"][place] >= 0 else None
-            here = self.records.add(int(table["index"][place]))
-            self.records.table[here] = table[place]
-            self.records.table["part"][here] = -1
-            self.finish(here, example)
+            self.finish(self.records.copied(other.records, place), example)
 
     def holds(self, index: int, digest: int) -> bool:
         """Whether the sample is known. ValueError where another sample goes by this number."""

@@ -28,6 +28,12 @@ class TextRecords(Records):
         self.texts[values["index"]], self.entries[values["index"]] = values["text"], list(values["attacks"])
         return place
 
+    def copied(self, other: Records, place: int) -> int:
+        assert isinstance(other, TextRecords)
+        here, index = super().copied(other, place), int(other.table[place]["index"])
+        self.texts[index], self.entries[index] = other.texts[index], other.entries[index]
+        return here
+
     def entry(self, index: int, attack: int) -> Entry | None:
         """What this attack did to this text; None where it never came to it."""
         entries = self.entries.get(index, [])

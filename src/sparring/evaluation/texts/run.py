@@ -13,19 +13,19 @@ from torch import Tensor
 from sparring.borrow import borrow
 from sparring.evaluation import shards
 from sparring.evaluation.document import describe
+from sparring.evaluation.kinds import result_of
 from sparring.evaluation.placing import placed
 from sparring.evaluation.progress import Bar, Progress
 from sparring.evaluation.result import EvaluationResult
 from sparring.evaluation.source import Source
-from sparring.evaluation.texts.document import describe_classifier, describe_threat, identity_of, summarize_texts
+from sparring.evaluation.texts.document import describe_classifier, describe_threat, identity_of
 from sparring.evaluation.texts.records import TextRecords
-from sparring.evaluation.texts.result import TextResult
 from sparring.evaluation.texts.stream import TextStream
 from sparring.text import TextAttack, TextClassifier
 
 # settings of `evaluate` that texts have too; those that are about inputs of numbers, and what each is when it is not given
 TEXT_SETTINGS = (
-    "data", "attacks", "batch_size", "seed", "device", "out", "max_samples", "time_limit", "progress", "indices",
+    "data", "attacks", "batch_size", "seed", "device", "out", "max_samples", "time_limit", "progress", "indices", "shard",
     "class_names", "model_info", "data_info",
 )  # fmt: skip
 FOREIGN = {
@@ -46,25 +46,30 @@ def evaluate_texts(
     time_limit: float | None,
     progress: bool | Callable[[Progress], None],
     indices: Tensor | None,
+    shard: shards.Shard | None,
     class_names: list[str] | None,
     model_info: dict[str, Any] | None,
     data_info: dict[str, Any] | None,
-) -> TextResult:
+) -> EvaluationResult:
     """Clean accuracy, robust accuracy under each attack and under all together; arguments as of `evaluate`."""
     chosen = resolve(attacks)
     folder = None if out is None else Path(out)
     own = getattr(getattr(data, "dataset", data), "classes", None)
     _check_classes(own, model.classes)
-    source = Source(data, batch_size, max_samples, seed, indices)
+    part = shards.check_shard(shards.WHOLE if shard is None else shard, folder)
+    source = Source(data, batch_size, max_samples, seed, indices, part)
     about = describe_classifier(model, model_info)
     identity = identity_of(about, chosen, seed, source.available, max_samples)
     if folder is not None and (folder / "result.json").exists():
         earlier = EvaluationResult.load_matching(folder, identity, source)
         if earlier is not None:
-            assert isinstance(earlier, TextResult)
             return earlier
+    records = TextRecords(len(chosen))
+    if folder is not None and part != shards.WHOLE:
+        share = shards.earlier(folder, source, identity, len(chosen), records)
+        if share is not None:
+            return share
     with ExitStack() as stack:
-        records = TextRecords(len(chosen))
         store = shards.open_store(folder, source, identity, len(chosen), records)
         report = stack.enter_context(Bar()) if progress is True else progress or (lambda now: None)
         where = stack.enter_context(placed(model, device))
@@ -79,30 +84,28 @@ def evaluate_texts(
             store.flush()
         store.sort()
         names = class_names or own or model.classes
-        facts = describe(
+        facts = {"task": "text"} | describe(
             run=stream, model=about, threat=describe_threat(chosen), seed=seed, data=data, data_info=data_info,
             class_names=list(names), identity=identity,
         )  # fmt: skip
-    result = TextResult(summarize_texts({"task": "text", **facts}, records), store)
+    if folder is not None and part != shards.WHOLE:
+        return shards.keep(folder, source, facts, [], store)
+    result = result_of(facts, store, [])
     if folder is None:
         return result
     result.save(folder)
     if result.finished:
         shards.remove(folder)
-    loaded = EvaluationResult.load(folder)
-    assert isinstance(loaded, TextResult)
-    return loaded
+    return EvaluationResult.load(folder)
 
 
-def check_settings(given: dict[str, Any], alone: bool) -> None:
-    """ValueError for what `evaluate` can be told of inputs of numbers, and not of texts. alone: in one process."""
+def check_settings(given: dict[str, Any]) -> None:
+    """ValueError for what `evaluate` can be told of inputs of numbers, and not of texts."""
     for name, default in FOREIGN.items():
         if given[name] is not default and given[name] != default:
             raise ValueError(
                 f"{name}={given[name]!r} is not for texts: a text attack holds its own limits and settings"
             )
-    if given["shard"] not in (None, shards.WHOLE) or not alone:
-        raise ValueError("texts are evaluated in one process alone: leave out shard, and torchrun")
 
 
 def _check_classes(data: Any, model: list[str]) -> None:
