@@ -1,6 +1,6 @@
 """What adversarial training costs and what it brings: every strategy, its best schedule, its verdict on all test images.
 
-    python benchmarks/training.py search final verdict --data fashion-mnist --out training.jsonl [--part 1/2]
+    python benchmarks/training.py search final verdict pace --data fashion-mnist --out training.jsonl [--part 1/2]
     python benchmarks/training.py table --out training.jsonl [--figure training.svg]
     python benchmarks/training.py race --data cifar10        # on a GPU: seconds to 50% robust accuracy
     python benchmarks/training.py steps                      # a step's cost beside its bare passes, and beside the peers'
@@ -8,8 +8,9 @@
 `search` trains every method at the same schedules (epochs, learning rate, batch) and scores them by PGD-20 on held-out
 training images. `final` trains more seeds of each method's best schedule (`--equal`: of the equal one, too). `verdict` runs
 `sparring.evaluate` (adaptive) on all test images, for those and for the equal schedule. Every result is appended to the
-file as it comes; what is there is not measured again. Seconds are processor seconds of one thread (on a GPU, seconds),
-without validation. --part i/n: share the runs with others.
+file as it comes; what is there is not measured again. `pace` trains two epochs of each, one after the other: the table's
+seconds are those, so that ratios come from one run under one load. Seconds are processor seconds of one thread (on a GPU,
+seconds), without validation. --part i/n: share the runs with others.
 """
 
 from __future__ import annotations
@@ -215,6 +216,11 @@ def evaluated(model: nn.Module, strategy: Any) -> nn.Module:
     return copy.deepcopy(model)
 
 
+def how(task: Task, method: str) -> dict[str, Any]:
+    """What `fit` is told beside the schedule."""
+    return {**task.fit, "channels_last": True} if method in FOUND else task.fit
+
+
 def learn(task: Task, method: str, schedule: Schedule, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     """The trained network and its figures."""
     used, held = images(task)
@@ -222,7 +228,6 @@ def learn(task: Task, method: str, schedule: Schedule, seed: int) -> tuple[nn.Mo
     epochs, lr, batch = schedule
     model, strategy = zoo.build(task.network, seed=seed, **task.args), METHODS[method](task)
     strategy.seed = seed
-    how = {**task.fit, "channels_last": True} if method in FOUND else task.fit
     clock = Clock((held[0][:1000], held[1][:1000]), threat)
     if task.clean:
         sp.fit(
@@ -231,7 +236,7 @@ def learn(task: Task, method: str, schedule: Schedule, seed: int) -> tuple[nn.Mo
         )  # fmt: skip
     sp.fit(
         model, used, strategy, epochs=epochs, lr=lr, schedule="cyclic", batch_size=batch, seed=seed,
-        validation=False, callbacks=[clock], device=DEVICE, **how,
+        validation=False, callbacks=[clock], device=DEVICE, **how(task, method),
     )  # fmt: skip
     best = evaluated(model, strategy)
     clean, robust = standing(best, held, threat)
@@ -288,6 +293,12 @@ class Bench:
                     key = {"kind": "verdict", **self.key(method, schedule, seed)}
                     yield key, partial(self.judge, method, schedule, seed)
 
+    def pace(self) -> Jobs:
+        for method in self.methods:
+            for schedule in self.trained(method):
+                key = {"kind": "pace", **self.key(method, schedule, 0)}
+                yield key, partial(self.timed, method, schedule)
+
     def race(self) -> Jobs:
         return (({"kind": "race", "data": self.name, "method": m}, partial(self.finish, m)) for m in self.methods)
 
@@ -297,6 +308,25 @@ class Bench:
         weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
         save_file(weights, self.file(method, schedule, seed))
         self.book.add(kind="run", **self.key(method, schedule, seed), **figures)
+
+    def timed(self, method: str, schedule: Schedule) -> None:
+        """Seconds of the whole training, from those of two epochs."""
+        task, (used, _) = self.task, images(self.task)
+        model, strategy = zoo.build(task.network, seed=0, **task.args), METHODS[method](task)
+        epochs, lr, batch = schedule
+        start = now()
+        sp.fit(
+            model,
+            used,
+            strategy,
+            epochs=2,
+            lr=lr,
+            batch_size=batch,
+            validation=False,
+            device=DEVICE,
+            **how(task, method),
+        )
+        self.book.add(kind="pace", **self.key(method, schedule, 0), seconds=(now() - start) * epochs / 2)
 
     def judge(self, method: str, schedule: Schedule, seed: int) -> None:
         model = zoo.build(self.task.network, **self.task.args).eval()
@@ -350,7 +380,7 @@ def packed(bits: Tensor) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=["search", "final", "verdict", "table", "race", "steps"])
+    parser.add_argument("what", nargs="+", choices=["search", "final", "verdict", "pace", "table", "race", "steps"])
     parser.add_argument("--data", default="fashion-mnist", choices=list(TASKS))
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("training.jsonl"))

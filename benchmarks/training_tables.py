@@ -31,6 +31,13 @@ def interval(mine: list[np.ndarray], theirs: list[np.ndarray], draws: int = 2000
     return 100 * float(difference.mean()), 100 * float(low), 100 * float(high)
 
 
+def gap(mine: list[tuple[Row, Row]], theirs: list[tuple[Row, Row]]) -> str:
+    """The difference over the seeds that both have, and its interval."""
+    both = {row["seed"] for row, _ in mine} & {row["seed"] for row, _ in theirs}
+    ours, others = ([bits(verdict) for row, verdict in pairs if row["seed"] in both] for pairs in (mine, theirs))
+    return "{:+.1f} ({:+.1f}, {:+.1f})".format(*interval(ours, others))
+
+
 def spread(values: Iterable[float], scale: float = 1.0, digits: int = 1) -> str:
     found = [scale * value for value in values]
     width = f" ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else ""
@@ -61,9 +68,14 @@ def chosen(rows: list[Row], method: str) -> Schedule:
     return schedule_of(min((row for row in trials if row["robust"] >= top - 0.005), key=lambda row: row["seconds"]))
 
 
-def reached(pairs: list[tuple[Row, Row]], goal: float) -> str:
-    """Seconds until accuracy under PGD-20 on held-out images first reached `goal`, the mean over those seeds that did."""
-    times = [next((t for t, _, robust in row["curve"] if robust >= goal), None) for row, _ in pairs]
+def reached(pairs: list[tuple[Row, Row]], goal: float, seconds: float) -> str:
+    """Seconds, of so many for the whole training, until accuracy under PGD-20 on held-out images first reached `goal`: the mean
+    over those seeds that did."""
+    curves = [[robust for _, _, robust in row["curve"]] for row, _ in pairs]
+    times = [
+        next((seconds * (i + 1) / len(curve) for i, robust in enumerate(curve) if robust >= goal), None)
+        for curve in curves
+    ]
     found = [t for t in times if t is not None]
     if not found:
         return "never"
@@ -86,21 +98,22 @@ def write(rows: list[Row], name: str, figure: Path | None, equal: Schedule) -> N
         reference = found.get((REFERENCE, schedule(REFERENCE)))
         if reference is None:
             continue
-        seconds = statistics.mean(row["seconds"] for row, _ in reference)
+        paces = {(row["method"], schedule_of(row)): row["seconds"] for row in rows if row["kind"] == "pace"}
+        seconds = paces[REFERENCE, schedule(REFERENCE)]
         goal = statistics.mean(row["robust"] for row, _ in reference) - 0.005
         lines = []
         for method in methods:
             pairs = found.get((method, schedule(method)))
             if not pairs:
                 continue
-            own = statistics.mean(row["seconds"] for row, _ in pairs)
-            gap, low, high = interval([bits(v) for _, v in pairs], [bits(v) for _, v in reference])
+            own = paces[method, schedule(method)]
+            share = f"1/{seconds / own:.1f}" if own < seconds else f"{own / seconds:.1f}"
             lines.append([
                 method, "{} · {:g} · {}".format(*schedule(method)),
                 spread((v["test_clean"] for _, v in pairs), 100), spread((v["test_robust"] for _, v in pairs), 100),
-                "" if method == REFERENCE else f"{gap:+.1f} ({low:+.1f}, {high:+.1f})",
-                f"{own:.0f}", f"1/{seconds / own:.1f}", f"{statistics.mean(r['passes'] for r, _ in pairs):.2f}",
-                reached(pairs, goal), str(len(pairs)), ", ".join(sorted({w for _, v in pairs for w in v["warnings"]})),
+                "" if method == REFERENCE else gap(pairs, reference), f"{own:.0f}", "" if method == REFERENCE else share,
+                f"{statistics.mean(r['passes'] for r, _ in pairs):.3g}", reached(pairs, goal, own), str(len(pairs)),
+                ", ".join(sorted({w for _, v in pairs for w in v["warnings"]})),
             ])  # fmt: skip
             points.append((method, own, 100 * statistics.mean(v["test_robust"] for _, v in pairs), title))
         head = [
