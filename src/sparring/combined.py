@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparring.checks import check_whole
 from sparring.wrappers import Held, Model
 
 COMBINE = ("logits", "probabilities", "loss")
@@ -86,8 +87,7 @@ class Expectation(Combined):
     """See `expectation`."""
 
     def __init__(self, model: Model, samples: int, transform: Callable[[Tensor], Tensor] | None, combine: str) -> None:
-        if not isinstance(samples, int) or samples < 1:
-            raise ValueError(f"expectation(samples={samples!r}): expected a whole number, at least 1")
+        check_whole("expectation", samples=samples)
         if transform is not None and not callable(transform):
             raise TypeError(f"expectation(transform={transform!r}): expected a function of x, such as sp.rotated(22.5)")
         super().__init__([1.0] * samples, combine)

@@ -13,6 +13,7 @@ from sparring.ascent import Pool, Probe, Trace
 from sparring.attacks.adversarial import Adversarial
 from sparring.attacks.inputs import Targets, check_start, prepare
 from sparring.borrow import Borrowed, borrow
+from sparring.checks import check_whole
 from sparring.noise import Noise
 from sparring.objective import Objective, kl, margin, resolve
 from sparring.rows import Loop, Rows
@@ -45,10 +46,7 @@ class Attack:
     def __post_init__(self) -> None:
         if not isinstance(self.threat, Threat):
             raise TypeError(f"{self.name}(threat={self.threat!r}): expected a threat model such as sp.Linf(8/255)")
-        for what in ("steps", "restarts"):
-            value = getattr(self, what)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{self.name}({what}={value!r}): expected a whole number, at least 1")
+        check_whole(self.name, steps=self.steps, restarts=self.restarts)
         size = getattr(self, "step_size", None)
         if size is not None and not size > 0:
             raise ValueError(f"{self.name}(step_size={size!r}): expected a number above 0")

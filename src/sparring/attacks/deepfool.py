@@ -12,6 +12,7 @@ from sparring.ascent import Pool, Probe
 from sparring.attacks.minimal import DUAL, MinimalAttack
 from sparring.attacks.sign import need_norm
 from sparring.borrow import Borrowed
+from sparring.checks import check_whole
 from sparring.rows import Rows
 from sparring.threat import per_sample
 
@@ -39,8 +40,7 @@ class DeepFool(MinimalAttack):
         need_norm(self, "linf", "l2")
         if self.targets is not None:
             raise ValueError(f"DeepFool(targets={self.targets!r}): it has no targeted form; use FMN or CarliniWagner")
-        if not isinstance(self.rivals, int) or self.rivals < 1:
-            raise ValueError(f"DeepFool(rivals={self.rivals!r}): expected a whole number, at least 1")
+        check_whole("DeepFool", rivals=self.rivals)
         if not self.overshoot >= 0:
             raise ValueError(f"DeepFool(overshoot={self.overshoot!r}): expected a number that is not negative")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from sparring.attacks.base import Attack
 from sparring.attacks.random_start import random_images
 from sparring.attacks.sign import need_norm
+from sparring.checks import check_whole
 from sparring.noise import Noise
 from sparring.queries import Answers, QueryPool, Questions
 from sparring.rows import Rows, keep_better
@@ -60,10 +61,7 @@ class HopSkipJump(Attack):
     takes_start: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for what in ("queries", "estimates"):
-            value = getattr(self, what)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"HopSkipJump({what}={value!r}): expected a whole number, at least 1")
+        check_whole("HopSkipJump", queries=self.queries, estimates=self.estimates)
         super().__post_init__()
         need_norm(self, "linf", "l2")
 

@@ -12,6 +12,7 @@ from sparring.ascent import Probe
 from sparring.attacks.base import GradientAttack
 from sparring.attacks.rivals import RivalAttack, rival
 from sparring.attacks.sign import climbed, need_finite, need_norm
+from sparring.checks import check_whole
 from sparring.noise import Noise
 from sparring.objective import Objective
 from sparring.rows import Rows
@@ -49,8 +50,7 @@ class MarginAscent(RivalAttack, GradientAttack):
             raise ValueError(f"MarginAscent(decay={self.decay!r}): expected a number from 0 to below 1")
         if not self.reach > 0:
             raise ValueError(f"MarginAscent(reach={self.reach!r}): expected a number above 0, in units of eps")
-        if not isinstance(self.first, int) or self.first < 0:
-            raise ValueError(f"MarginAscent(first={self.first!r}): expected a whole number, at least 0")
+        check_whole("MarginAscent", 0, first=self.first)
         if self.start not in ("input", "given"):
             raise ValueError(f"MarginAscent(start={self.start!r}): expected 'input' or 'given'")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparring.attacks.base import Attack
 from sparring.attacks.sign import need_finite, need_norm
+from sparring.checks import check_whole
 from sparring.noise import Noise
 from sparring.objective import Objective, resolve
 from sparring.queries import Answers, QueryPool, Questions
@@ -59,8 +60,7 @@ class Square(Attack):
     takes_start: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.queries, int) or self.queries < 1:
-            raise ValueError(f"Square(queries={self.queries!r}): expected a whole number, at least 1")
+        check_whole("Square", queries=self.queries)
         super().__post_init__()
         need_norm(self, "linf", "l2")
         need_finite(self)

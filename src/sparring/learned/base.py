@@ -16,6 +16,7 @@ from sparring.ascent import Pool, Probe
 from sparring.attacks import Adversarial, Attack
 from sparring.attacks.inputs import Targets
 from sparring.borrow import Borrowed, borrow
+from sparring.checks import check_whole
 from sparring.evaluation.statistics import Proportion
 from sparring.learned import storage
 from sparring.learned.fitting import FitRecord, Learner, Progress, attackable, count_fooled, divided, gather, learn
@@ -96,9 +97,7 @@ class LearnedAttack(Attack):
 
         Raises TypeError or ValueError, in one line, for settings, data or a model that nothing can be learned from.
         """
-        for what, value in (("steps", steps), ("batch_size", batch_size)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{what}={value!r}: expected a whole number, at least 1")
+        check_whole("", steps=steps, batch_size=batch_size)
         if not 0 < held_out < 1:
             raise ValueError(f"held_out={held_out!r}: expected a share of the samples, between 0 and 1")
         with borrow(model, self.autocast, seed) as borrowed:

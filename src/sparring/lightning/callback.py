@@ -11,6 +11,7 @@ from torch import nn
 
 from sparring.attacks.base import Attack
 from sparring.attacks.inputs import check_labels
+from sparring.checks import check_whole
 from sparring.lightning import states
 from sparring.lightning.batches import Fields, Names, learned, places
 from sparring.lightning.limits import refuse
@@ -54,8 +55,7 @@ class Sparring(Host):
         fields: Names | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-            raise ValueError(f"samples={samples!r}: expected a whole number, at least 1")
+        check_whole("", samples=samples)
         self.strategy = _strategy(against, train)
         self.train, self.network, self.samples = train, network, samples
         own = against if isinstance(against, Attack) else None

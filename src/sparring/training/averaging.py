@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparring.checks import check_whole
 from sparring.training.parts import Part
 from sparring.training.strategy import Batch, Loss, Strategy
 
@@ -147,10 +148,8 @@ class SWA(Average):
 
     def __post_init__(self) -> None:
         super().__init__()
-        for what, least in (("start", 0), ("every", 1)):
-            value = getattr(self, what)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"SWA({what}={value!r}): expected a whole number, at least {least}")
+        check_whole("SWA", 0, start=self.start)
+        check_whole("SWA", every=self.every)
 
     def share(self) -> float:
         return 1 / self.count

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sparring.training.fast import check_positive
+from sparring.checks import check_positive
 from sparring.training.free import Free
 from sparring.training.parts import Part
 from sparring.training.strategy import Batch, Loss, Seen, Strategy

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from sparring.attacks.inputs import check_inputs
 from sparring.attacks.pgd import PGD
 from sparring.borrow import Borrowed
+from sparring.checks import check_positive
 from sparring.noise import Noise
 from sparring.objective import check_label_range, cross_entropy
 from sparring.threat import Threat
@@ -30,12 +31,6 @@ def slope(model: Borrowed, x: Tensor, batch: Batch) -> Tensor:
         return cross_entropy(logits, batch.y)
 
     return model.probe(x, objective, model.keyed({}, batch.indices))[2].nan_to_num(0.0, 0.0, 0.0)
-
-
-def check_positive(name: str, **values: float | None) -> None:
-    for what, value in values.items():
-        if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
-            raise ValueError(f"{name}({what}={value!r}): expected a number above 0")
 
 
 @dataclass(eq=False)

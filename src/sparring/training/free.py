@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparring.attacks.inputs import check_inputs
+from sparring.checks import check_positive, check_whole
 from sparring.noise import Noise
 from sparring.threat import Threat
-from sparring.training.fast import check_positive
 from sparring.training.kept import Kept
 from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat
 
@@ -37,8 +37,7 @@ class Free(Strategy):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_threat(self.name, self.threat, "linf", "l2", "l1")
-        if not isinstance(self.m, int) or self.m < 1:
-            raise ValueError(f"{self.name}(m={self.m!r}): expected a whole number, at least 1")
+        check_whole(self.name, m=self.m)
         check_positive(self.name, step_size=self.step_size)
         self._kept: Tensor | None = None
         self._own = Kept()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparring.attacks.inputs import check_inputs
+from sparring.checks import check_whole
 from sparring.learned.generator import changed
 from sparring.learned.networks import Generator
 from sparring.objective import check_label_range, margin
@@ -42,10 +43,8 @@ class GeneratorTraining(AdversarialTraining):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_threat(self.name, self.threat, "linf", "l2")
-        for what, least in (("channels", 1), ("width", 8)):
-            value = getattr(self, what)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{self.name}({what}={value!r}): expected a whole number, at least {least}")
+        check_whole(self.name, channels=self.channels)
+        check_whole(self.name, 8, width=self.width)
         if self.generator is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparring.checks import check_whole
 from sparring.training.feed import Feed
 from sparring.training.strategy import Strategy, plain
 from sparring.training.unlabelled import Pairs
@@ -20,10 +21,7 @@ def check(given: dict[str, Any]) -> None:
     model, strategy = given["model"], given["strategy"]
     if not isinstance(strategy, Strategy):
         raise TypeError(f"strategy={strategy!r}: expected one such as sp.YOPO(sp.Linf(8/255))")
-    for name in ("epochs", "accumulate", "evaluate_every"):
-        value = given[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value!r}: expected a whole number, at least 1")
+    check_whole("", **{name: given[name] for name in ("epochs", "accumulate", "evaluate_every")})
     for name in ("lr", "body_lr", "max_grad_norm"):
         if given[name] is not None and not given[name] > 0:
             raise ValueError(f"{name}={given[name]}: expected a number above 0")

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sparring.checks import check_positive, check_whole
 from sparring.noise import Noise
 from sparring.text.perturber import Perturbed
-from sparring.training.fast import check_positive
 from sparring.training.strategy import Batch, Loss, Seen, Strategy, wide
-from sparring.training.text import Forwards, check_steps
+from sparring.training.text import Forwards
 from sparring.training.virtual import as_it_learns
 
 
@@ -48,7 +48,7 @@ class SMART(Strategy):
         super().__post_init__()
         given = {name: getattr(self, name) for name in ("weight", "noise", "step_size", "eps", "bregman")}
         check_positive(self.name, **given)
-        check_steps(self.name, self.steps)
+        check_whole(self.name, steps=self.steps)
         if not 0 <= self.decay < 1:
             raise ValueError(f"{self.name}(decay={self.decay!r}): expected a number from 0 to below 1")
         self._average: dict[str, Tensor] = {}

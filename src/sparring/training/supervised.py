@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from sparring.attacks.base import Attack
 from sparring.attacks.pgd import PGD
 from sparring.attacks.sign import FGSM, default_step
+from sparring.checks import check_whole
 from sparring.noise import Noise
 from sparring.threat import Threat
 from sparring.training.friendly import FriendlyPGD
@@ -202,8 +203,7 @@ class PGDTraining(AdversarialTraining):
                 raise ValueError(
                     f"{self.name}(schedule={self.schedule!r}): expected {{batch number: steps}}, whole numbers"
                 )
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"{self.name}(steps={self.steps!r}): expected a whole number, at least 1")
+        check_whole(self.name, steps=self.steps)
         if self.step_size is not None and not self.step_size > 0:
             raise ValueError(f"{self.name}(step_size={self.step_size!r}): expected a number above 0")
         if not isinstance(self.tau, int) or self.tau < 0 or (self.tau and not self.stop_when_fooled):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparring.checks import check_positive, check_whole
 from sparring.noise import Noise
 from sparring.text.encoded import Encoded
 from sparring.text.perturber import EmbeddingPerturber, Vectors
-from sparring.training.fast import check_positive
 from sparring.training.strategy import Batch, Loss, Seen, Strategy
 from sparring.training.vat import VAT
 from sparring.training.virtual import Replay
@@ -148,7 +148,7 @@ class FreeLB(FromBackward):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self.name, eps=self.eps, step_size=self.step_size)
-        check_steps(self.name, self.steps)
+        check_whole(self.name, steps=self.steps)
         if not 0 <= self.start < float("inf"):
             raise ValueError(f"{self.name}(start={self.start!r}): expected an L2 length, 0 or more")
 
@@ -199,8 +199,3 @@ def last(shown: list[Vectors]) -> Vectors:
             "the loop asked for the next loss without loss.value.backward(): a strategy needs the gradients of each"
         )
     return shown[-1]
-
-
-def check_steps(name: str, steps: int) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"{name}(steps={steps!r}): expected a whole number, at least 1")

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparring.attacks.pgd import PGD
+from sparring.checks import check_positive
 from sparring.noise import Noise
 from sparring.threat import Threat
-from sparring.training.fast import check_positive
 from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat
 
 SPREAD = 1e-3  # of the Gaussian start, in parts of the box: at x itself the KL divergence has no gradient

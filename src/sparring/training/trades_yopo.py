@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from sparring.attacks.inputs import check_inputs
+from sparring.checks import check_positive
 from sparring.noise import Noise
 from sparring.objective import check_label_range, kl
 from sparring.threat import Threat
-from sparring.training.fast import check_positive
 from sparring.training.strategy import Batch, check_threat
 from sparring.training.trades import Agreeing, beside, trades_loss
 from sparring.training.yopo import YOPO

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sparring.checks import check_positive
 from sparring.noise import Noise
 from sparring.text.encoded import is_tokens
 from sparring.text.perturber import EmbeddingPerturber, Perturbed
-from sparring.training.fast import check_positive
 from sparring.training.parts import Part
 from sparring.training.strategy import Batch, Loss, Seen, Strategy, wide
 from sparring.training.supervised import Standard

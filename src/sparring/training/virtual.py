@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.borrow import Borrowed, borrow
+from sparring.checks import check_whole
 from sparring.noise import Noise
 from sparring.objective import kl
 from sparring.threat import per_sample
@@ -66,8 +67,7 @@ def check(eps: float, xi: float | None, iterations: int, name: str = "virtual_pe
     for what, value in (("eps", eps), ("xi", xi)):
         if (what == "eps" or value is not None) and not (isinstance(value, (int, float)) and 0 < value < math.inf):
             raise ValueError(f"{name}({what}={value!r}): expected a finite number above 0, an L2 length in input units")
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"{name}(iterations={iterations!r}): expected a whole number, at least 1")
+    check_whole(name, iterations=iterations)
 
 
 class Replay:

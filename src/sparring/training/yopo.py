@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from sparring.attacks.inputs import check_inputs
 from sparring.borrow import borrow
+from sparring.checks import check_whole
 from sparring.noise import Noise
 from sparring.objective import check_label_range
 from sparring.threat import Threat, parse_eps
@@ -54,10 +55,7 @@ class YOPO(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for what in ("m", "n"):
-            value = getattr(self, what)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"YOPO({what}={value!r}): expected a whole number, at least 1")
+        check_whole("YOPO", m=self.m, n=self.n)
         if self.form not in ("hamiltonian", "gradient"):
             raise ValueError(f"YOPO(form={self.form!r}): expected 'hamiltonian' or 'gradient'")
         if self.step_size is not None:

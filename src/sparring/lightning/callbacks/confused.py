@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from sparring.borrow import borrow
+from sparring.checks import check_whole
 from sparring.inspection import confused_logits, logit_gradients
 from sparring.inspection.pictures import need_images
 from sparring.lightning.callbacks.boards import show
-from sparring.lightning.callbacks.watching import Get, Watcher, need_whole
+from sparring.lightning.callbacks.watching import Get, Watcher
 from sparring.lightning.measuring import precision, undisturbed
 
 
@@ -48,7 +49,7 @@ class ConfusedLogits(Watcher):
         get: Get | None = None,
     ) -> None:
         super().__init__(network, get)
-        need_whole(self, top_k=top_k, logging_batch_interval=logging_batch_interval)
+        check_whole(type(self).__name__, top_k=top_k, logging_batch_interval=logging_batch_interval)
         if not max_logit_difference > 0:
             raise ValueError(
                 f"ConfusedLogits(max_logit_difference={max_logit_difference!r}): expected a number above 0"

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from sparring.checks import check_whole
 from sparring.inspection.bars import layer_bars
 from sparring.lightning.callbacks.boards import note, show
-from sparring.lightning.callbacks.watching import EpochWatcher, Get, need_whole
+from sparring.lightning.callbacks.watching import EpochWatcher, Get
 from sparring.training.batchnorm import layers
 from sparring.training.drift import Buffers, Drift
 from sparring.training.findings import OFF
@@ -43,7 +44,7 @@ class BatchNormDrift(EpochWatcher):
         get: Get | None = None,
     ) -> None:
         super().__init__(samples, every, network, get)
-        need_whole(self, interval=interval)
+        check_whole(type(self).__name__, interval=interval)
         if samples < 2:
             raise ValueError(f"BatchNormDrift(samples={samples!r}): expected at least 2, one alone has no variance")
         self.interval = interval

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sparring.borrow import borrow
+from sparring.checks import check_whole
 from sparring.lightning.callbacks.boards import note
-from sparring.lightning.callbacks.watching import EpochWatcher, Get, need_whole
+from sparring.lightning.callbacks.watching import EpochWatcher, Get
 from sparring.lightning.measuring import precision, undisturbed
 from sparring.objective import cross_entropy
 
@@ -39,7 +40,7 @@ class GradientNorms(EpochWatcher):
         get: Get | None = None,
     ) -> None:
         super().__init__(samples, every, network, get)
-        need_whole(self, interval=interval)
+        check_whole(type(self).__name__, interval=interval)
         self.interval, self.layers = interval, layers
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:

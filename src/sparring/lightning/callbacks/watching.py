@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.attacks.inputs import check_labels
+from sparring.checks import check_whole
 from sparring.lightning.batches import found
 from sparring.lightning.reading import check_forward, network_in
 
@@ -18,13 +19,6 @@ else:
     Host = object  # the namespace's own Callback comes in with the class that a user sees
 
 Get = Callable[[Any], tuple[Tensor, Tensor]]
-
-
-def need_whole(owner: object, **values: object) -> None:
-    """ValueError where one of these settings is no whole number above 0."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{type(owner).__name__}({name}={value!r}): expected a whole number, at least 1")
 
 
 class Watcher(Host):
@@ -61,7 +55,7 @@ class EpochWatcher(Watcher):
 
     def __init__(self, samples: int, every: int, network: str | None, get: Get | None) -> None:
         super().__init__(network, get)
-        need_whole(self, samples=samples, every=every)
+        check_whole(type(self).__name__, samples=samples, every=every)
         self.count, self.every = samples, every
         self._held: list[tuple[Tensor, Tensor]] = []
 

@@ -15,6 +15,7 @@ from sparring.attacks import PGD
 from sparring.attacks.base import drain
 from sparring.attacks.inputs import prepare
 from sparring.borrow import Borrowed, borrow
+from sparring.checks import check_whole
 from sparring.noise import Noise
 from sparring.objective import resolve
 from sparring.rows import Rows
@@ -48,9 +49,7 @@ class EmbeddingPGD(TextAttack):
     def __post_init__(self) -> None:
         if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)) or not 0 < self.eps < math.inf:
             raise ValueError(f"EmbeddingPGD(eps={self.eps!r}): expected a length above 0, such as 5")
-        for what in ("steps", "restarts"):
-            if type(getattr(self, what)) is not int or getattr(self, what) < 1:
-                raise ValueError(f"EmbeddingPGD({what}={getattr(self, what)!r}): expected a whole number, at least 1")
+        check_whole("EmbeddingPGD", steps=self.steps, restarts=self.restarts)
         if self.step_size is not None and not self.step_size > 0:
             raise ValueError(f"EmbeddingPGD(step_size={self.step_size!r}): expected a number above 0")
         resolve(self.objective)

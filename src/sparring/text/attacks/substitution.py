@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparring.borrow import Borrowed
+from sparring.checks import check_whole
 from sparring.objective import fooled, margin, predict
 from sparring.text.attacks.attempt import Attempt, Sample, TextAttack
 from sparring.text.attacks.encoder import Encoder
@@ -56,10 +57,9 @@ class WordSubstitution(TextAttack):
         object.__setattr__(self, "stop_words", frozenset(self.stop_words))
         if self.rank not in ("deletion", "gradient"):
             raise ValueError(f"WordSubstitution(rank={self.rank!r}): expected 'deletion' or 'gradient'")
-        for what in ("queries", "candidates"):
-            value = getattr(self, what)
-            if not (value is None and what == "queries") and (type(value) is not int or value < 1):
-                raise ValueError(f"WordSubstitution({what}={value!r}): expected a whole number, at least 1")
+        check_whole("WordSubstitution", candidates=self.candidates)
+        if self.queries is not None:
+            check_whole("WordSubstitution", queries=self.queries)
         if not 0 < self.max_changed <= 1:
             raise ValueError(f"WordSubstitution(max_changed={self.max_changed!r}): expected a share above 0, up to 1")
         if self.min_similarity is not None and self.encoder is None:
