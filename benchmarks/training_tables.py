@@ -68,6 +68,19 @@ def chosen(rows: list[Row], method: str) -> Schedule:
     return schedule_of(min((row for row in trials if row["robust"] >= top - 0.005), key=lambda row: row["seconds"]))
 
 
+def takes(rows: list[Row], method: str, schedule: Schedule) -> float:
+    """Seconds of a training: by `pace`, or, where that was not run, the mean of those that were trained."""
+    for kind in ("pace", "run"):
+        found = [
+            row["seconds"]
+            for row in rows
+            if row["kind"] == kind and row["method"] == method and schedule_of(row) == schedule
+        ]
+        if found:
+            return statistics.mean(found)
+    raise SystemExit(f"{method} was not trained at {schedule}")
+
+
 def reached(pairs: list[tuple[Row, Row]], goal: float, seconds: float) -> str:
     """Seconds, of so many for the whole training, until accuracy under PGD-20 on held-out images first reached `goal`: the mean
     over those seeds that did."""
@@ -98,15 +111,14 @@ def write(rows: list[Row], name: str, figure: Path | None, equal: Schedule) -> N
         reference = found.get((REFERENCE, schedule(REFERENCE)))
         if reference is None:
             continue
-        paces = {(row["method"], schedule_of(row)): row["seconds"] for row in rows if row["kind"] == "pace"}
-        seconds = paces[REFERENCE, schedule(REFERENCE)]
+        seconds = takes(rows, REFERENCE, schedule(REFERENCE))
         goal = statistics.mean(row["robust"] for row, _ in reference) - 0.005
         lines = []
         for method in methods:
             pairs = found.get((method, schedule(method)))
             if not pairs:
                 continue
-            own = paces[method, schedule(method)]
+            own = takes(rows, method, schedule(method))
             share = f"1/{seconds / own:.1f}" if own < seconds else f"{own / seconds:.1f}"
             lines.append([
                 method, "{} · {:g} · {}".format(*schedule(method)),
@@ -144,6 +156,10 @@ def draw(points: list[tuple[str, float, float, str]], name: str, path: Path) -> 
         axes.plot(seconds, robust, "o" if own else "x", color="#0072b2" if own else "#777777", markersize=5)
         if own:
             axes.annotate(method, (seconds, robust), xytext=(5, 3), textcoords="offset points", fontsize=7, rotation=20)
+    axes.plot([], [], "o", color="#0072b2", markersize=5, label="its best schedule")
+    axes.plot([], [], "x", color="#777777", markersize=5, label="equal epochs")
+    axes.margins(y=0.1)
+    axes.legend(loc="lower right", fontsize=8, frameon=False)
     front: list[tuple[float, float]] = []
     for _, seconds, robust, _ in sorted(points, key=lambda point: point[1]):
         if not front or robust > front[-1][1]:
