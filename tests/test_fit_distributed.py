@@ -54,10 +54,15 @@ for name, strategy, settings in (
     ("gradient", YOPO(threat, m=2, n=2, form="gradient"), {"lr": 0.02}),
     ("trades", TRADES(threat, steps=2).with_(EMA(0.9)), {"accumulate": 2, "optimizer": "adamw"}),
     ("killed", PGDTraining(threat, steps=2), {"callbacks": [Killer()]} if not alone else {}),
+    ("kept", PGDTraining(threat, 1, keep=True), {"augment": None}),
+    ("free kept", Free(threat, 2, keep=True), {"augment": None, "lr": 0.02}),
+    ("yopo kept", YOPO(threat, m=2, n=2, form="gradient", keep=True), {"augment": None, "lr": 0.02}),
+    ("free", Free(threat, 2), {"lr": 0.02}),
+    ("awp", PGDTraining(threat, 2).with_(AWP(0.01)), {}),
 ):
     result = fit(
-        network(), (x, y), strategy, epochs=2, batch_size=15, validation_samples=6, augment="mirror-shift", save_every=0.0,
-        out=folder / name, loggers=["csv"], **settings,
+        network(), (x, y), strategy, epochs=2, batch_size=15, validation_samples=6, save_every=0.0,
+        out=folder / name, loggers=["csv"], **({"augment": "mirror-shift"} | settings),
     )
     told[name] = [{k: v for k, v in e.to_json().items() if "seconds" not in k and v is not None} for e in result.history]
     told[name + " best"] = result.best.epoch
@@ -97,7 +102,9 @@ def told(place: Path, name: str, rank: int = 0) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", ["pgd", "yopo", "gradient", "trades", "killed"])
+@pytest.mark.parametrize(
+    "name", ["pgd", "yopo", "gradient", "trades", "killed", "kept", "free kept", "yopo kept", "free", "awp"]
+)
 def test_two_processes_train_like_one(place: Path, name: str) -> None:
     for file in ("last.safetensors", "best.safetensors"):
         one, two = (load_file(place / world / name / file) for world in ("one", "two"))

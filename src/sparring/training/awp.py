@@ -47,16 +47,18 @@ class AWP(Part):
     def around(self, strategy: Strategy, model: nn.Module, batch: Batch, losses: Iterator[Loss]) -> Iterator[Loss]:
         for loss in losses:
             if loss.owner == "model" and strategy.batches > self.start:
-                self._perturb(loss, strategy, model)
+                self._perturb(loss, strategy, model, len(batch.y))
             yield loss
 
-    def _perturb(self, loss: Loss, strategy: Strategy, model: nn.Module) -> None:
+    def _perturb(self, loss: Loss, strategy: Strategy, model: nn.Module, samples: int) -> None:
         there = loss.compute
 
         def perturbed(seen: Seen) -> Tensor:
             layers = {name: p for name, p in model.named_parameters() if p.ndim > 1 and p.requires_grad}
             with strategy.aside(model):
                 slopes = torch.autograd.grad(there(Seen()), list(layers.values()), allow_unused=True)
+            if strategy.crew is not None:
+                strategy.crew.mean([slope for slope in slopes if slope is not None], samples)
             moved = {}
             for (name, weight), slope in zip(layers.items(), slopes, strict=True):
                 if slope is not None:

@@ -196,7 +196,9 @@ def fit(
         for context in (OwnRandomness(seed + together.rank), torch.inference_mode(False), torch.enable_grad()):
             stack.enter_context(context)
         stack.callback(run.release)
-        stack.callback(setattr, strategy, "autocast", None)
+        strategy.crew = together if together.size > 1 else None
+        for name in ("autocast", "crew"):
+            stack.callback(setattr, strategy, name, None)
         stack.enter_context(as_in_training(model))
         stack.enter_context(_compiled(model, compile))
         resumed = False

@@ -73,7 +73,7 @@ class Free(Strategy):
                 kept[: len(x)] = moved - x
         if self.keep:
             assert batch.indices is not None
-            self._own.put(batch.indices, kept)
+            self._own.put(batch.indices, kept, self.crew)
 
     def _mine(self, batch: Batch) -> Tensor:
         """(B, *S) where these samples' perturbations were, or random points of the set."""

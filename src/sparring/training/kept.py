@@ -40,8 +40,16 @@ class Kept:
         moved = x + self.table[indices.clamp_max(len(self.table) - 1).to(x.device)].to(x.dtype)
         return moved if bool(known.all()) else torch.where(per_sample(known.to(x.device), moved), moved, fresh())
 
-    def put(self, indices: Tensor, change: Tensor) -> None:
-        """Keep these (B, *S)."""
+    def put(self, indices: Tensor, change: Tensor, crew: Any = None) -> None:
+        """Keep these (B, *S). crew: processes that train together, of which another may meet these samples in the next epoch:
+        all of them keep what each has made."""
+        if crew is None:
+            self._write(indices, change)
+            return
+        for theirs, made in crew.gather((indices, change.to(torch.float16).cpu())):
+            self._write(theirs, made.to(change.device))
+
+    def _write(self, indices: Tensor, change: Tensor) -> None:
         need = int(indices.max()) + 1
         if self.table is None:
             self.table = torch.zeros((need, *change.shape[1:]), dtype=torch.float16, device=change.device)

@@ -163,6 +163,7 @@ class Strategy:
         self.statistics = Statistics(self.bn)
         self.passes = Passes()
         self.autocast: torch.dtype | None = None  # set by a loop that trains in mixed precision
+        self.crew: Any = None  # a `Crew`, set by a loop of several processes
         self.parts: tuple[Part, ...] = ()
         self.batches = 0
         self.summed = 1  # passes whose gradients one step of the optimiser adds up

@@ -245,7 +245,7 @@ class PGDTraining(AdversarialTraining):
             lambda: attack.threat.random(batch.x, noise, "start", 0) if self.random_start else batch.x,
         )
         made = self.crafted(model, batch, replace(attack, random_start=False), start)
-        self.kept.put(batch.indices, made - batch.x)
+        self.kept.put(batch.indices, made - batch.x, self.crew)
         return made
 
     def state_dict(self) -> dict[str, Any]:

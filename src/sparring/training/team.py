@@ -46,20 +46,29 @@ class Crew:
     def average(self, model: nn.Module, parameters: Sequence[Tensor], samples: int, flags: Tensor) -> Tensor:
         """Gradients, and BatchNorm's running statistics, become the means over all samples; the flags are summed.
 
-        samples: that this process's gradients are the mean of. One reduction for each dtype.
+        samples: that this process's gradients are the mean of.
         """
         norms = [tensor for layer in layers(model) for tensor in (layer.running_mean, layer.running_var)]
         tensors = [p.grad for p in parameters if p.grad is not None] + [t for t in norms if t is not None]
-        weighed = {dtype: [t for t in tensors if t.dtype == dtype] for dtype in {t.dtype for t in tensors}}
         tail = torch.cat([flags.new_tensor([samples]), flags])
         distributed.all_reduce(tail, group=self.group)
-        share = samples / tail[0]
-        for those in weighed.values():
+        self._reduce(tensors, samples / tail[0])
+        return tail[1:]
+
+    def mean(self, tensors: Sequence[Tensor], samples: int) -> None:
+        """These, each the mean over so many samples here, become the means over the samples of all processes."""
+        total = torch.tensor([samples], dtype=torch.float64, device=tensors[0].device)
+        distributed.all_reduce(total, group=self.group)
+        self._reduce(tensors, samples / total[0])
+
+    def _reduce(self, tensors: Sequence[Tensor], share: Tensor) -> None:
+        """The sum over all processes of what each has, times its share: one reduction for each dtype."""
+        for dtype in dict.fromkeys(t.dtype for t in tensors):
+            those = [t for t in tensors if t.dtype == dtype]
             flat = torch.cat([t.reshape(-1) for t in those]).mul_(share)
             distributed.all_reduce(flat, group=self.group)
             for tensor, mean in zip(those, torch.split(flat, [t.numel() for t in those]), strict=True):
                 tensor.copy_(mean.view_as(tensor))
-        return tail[1:]
 
 
 @contextmanager

@@ -137,7 +137,7 @@ class YOPO(Strategy):
     def _keep(self, batch: Batch, x: Tensor) -> None:
         if self.keep:
             assert batch.indices is not None
-            self._kept.put(batch.indices, x.detach() - batch.x)
+            self._kept.put(batch.indices, x.detach() - batch.x, self.crew)
 
     def _find(self, model: nn.Module, batch: Batch) -> First:
         """The first layer of this model; what was found for a model holds for as long as it is the same."""
