@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -87,8 +88,15 @@ def _join() -> None:
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE)
     fabric = Fabric(accelerator="cpu", devices=here, num_nodes=world // here, strategy=DDPStrategy())
     fabric.launch()
+    atexit.register(_leave)
     if fabric.world_size != world or fabric.global_rank != rank:
         raise RuntimeError(f"joined as process {fabric.global_rank} of {fabric.world_size}, expected {rank} of {world}")
+
+
+def _leave() -> None:
+    """Before the interpreter is taken down: threads that talk to others, left running, now and then abort the process."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def together(

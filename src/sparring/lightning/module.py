@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparring.attacks.base import Attack
+from sparring.evaluation.together import Team
 from sparring.lightning import states
 from sparring.lightning.batches import Fields, Names, learned, parted, places
 from sparring.lightning.limits import refuse, refuse_by_hand
@@ -138,6 +139,11 @@ class Adversarial(Host):
     def on_fit_start(self) -> None:
         if not self.model.training:
             self.model.train()
+        size = self.trainer.world_size  # of Lightning's own process group
+        self.strategy.crew = Crew(Team(self.global_rank, size, None)) if size > 1 else None
+
+    def on_fit_end(self) -> None:
+        self.strategy.crew = None
 
     def on_train_epoch_start(self) -> None:
         trainer, schedule, warmup = self.trainer, self.settings["schedule"], self.settings["warmup"]
@@ -209,8 +215,8 @@ class Adversarial(Host):
             for p in parameters:
                 if p.grad is not None:
                     p.grad.mul_(self._unit / self._samples)
-        if self.trainer.world_size > 1:  # in Lightning's own process group
-            self._bad = Crew().average(self.model, parameters, self._samples, self._bad[None])[0]
+        if self.strategy.crew is not None:
+            self._bad = self.strategy.crew.average(self.model, parameters, self._samples, self._bad[None])[0]
             if self.device.type == "cpu":
                 self._check_finite()
         optimizer.step()
