@@ -96,6 +96,8 @@ def choose(page: Any, picture: str) -> None:
 def attack(page: Any) -> None:
     page.click("#start")
     page.wait_for_selector("#stop", state="hidden", timeout=30_000)
+    # what came last may still have to be drawn: on a slow machine that is a step, for a moment
+    until(lambda: not page.locator("#scrub-label").inner_text().startswith("step"))
 
 
 def until(holds: Callable[[], bool], seconds: float = 10) -> None:
