@@ -494,6 +494,24 @@ def test_adversarial_training_gives_up_the_feature_that_does_not_hold() -> None:
     assert held[1] > 0.8
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_by_name_is_fused_on_a_cpu_and_takes_the_same_steps(name: str) -> None:
+    from sparring.training.optimizing import make
+
+    ends = []
+    for fused in (True, False):
+        weights = torch.nn.Parameter(torch.linspace(-1, 1, 9, dtype=torch.float64))
+        kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+        plain = kind([weights], lr=0.1, weight_decay=0.01)
+        optimizer = make(name, [{"params": [weights]}], 0.1, 0.9, 0.01) if fused else plain
+        assert bool(optimizer.param_groups[0]["fused"]) == fused
+        for step in range(5):
+            weights.grad = (weights.detach() + step).cos()
+            optimizer.step()
+        ends.append(weights.detach().clone())
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)
+
+
 def test_sgds_own_rate_knows_how_many_gradients_a_step_adds_up() -> None:
     """With 0.1 and five passes' gradients a small network says the same of everything after an epoch."""
     rates: dict[tuple[str, float | None, int], float] = {}

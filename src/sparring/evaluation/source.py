@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
 from torch.utils.data.distributed import DistributedSampler
 
-from sparring.checks import check_whole
 from sparring.evaluation.randomness import OwnRandomness
 from sparring.noise import Noise
 
@@ -49,7 +48,10 @@ class Source:
         (also one that is dealt out by a `DistributedSampler`, which would hand out some samples twice); one with a sampler of
         the user's own as it comes. What the data draws at random is fixed by `seed`.
         """
-        check_whole("", batch_size=batch_size, **({} if max_samples is None else {"max_samples": max_samples}))
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected a whole number, at least 1")
+        if max_samples is not None and max_samples < 1:
+            raise ValueError(f"max_samples={max_samples}: expected a whole number, at least 1")
         self.batch_size, self.limit, self.indices, self.shard = batch_size, max_samples, indices, shard
         self.seen = 0  # by the latest iteration
         self.randomness = OwnRandomness(seed)

@@ -24,7 +24,6 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from sparring.checks import check_whole
 from sparring.evaluation.randomness import OwnRandomness
 from sparring.text.encoded import is_tokens
 
@@ -74,7 +73,8 @@ class Feed:
         self.numbers = torch.arange(self.available)
         own = None if self.loader is None else self.loader.batch_size
         self.batch_size = batch_size or own or 128
-        check_whole("", batch_size=self.batch_size)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected a whole number, at least 1")
 
     def whole(self, data: Any) -> tuple[Tensor, Tensor] | None:
         """(x, y) of data that have them as they are; None of those that make their samples."""
