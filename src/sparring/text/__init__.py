@@ -13,6 +13,7 @@ from sparring.text.attacks import (
 from sparring.text.classifier import TextClassifier
 from sparring.text.encoded import Encoded
 from sparring.text.frequency import FrequencyNormalizedEmbedding, count_tokens, find_embedding
+from sparring.text.lengths import LengthBatches
 from sparring.text.perturber import EmbeddingPerturber, Perturbed
 from sparring.text.tokens import build_tokenizer
 
@@ -22,6 +23,7 @@ __all__ = [
     "EmbeddingPerturber",
     "Encoded",
     "FrequencyNormalizedEmbedding",
+    "LengthBatches",
     "PatternTagger",
     "Perturbed",
     "SentenceEncoder",

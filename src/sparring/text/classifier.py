@@ -113,6 +113,10 @@ class TextClassifier(nn.Module):
         x = self.encode(texts)
         return x.ids.masked_fill(~x.mask, self.tokens.fill).cpu()
 
+    def lengths(self, numbers: Tensor) -> Tensor:
+        """(N,) tokens of each text of `numbers`, which `LengthBatches` takes."""
+        return (numbers != self.tokens.fill).sum(1)
+
     def encoded(self, x: Encoded | Tensor) -> Encoded:
         """Token numbers (B, T), padded at one end as `numbers` does it, as a batch; columns of nothing but padding are left out.
 
