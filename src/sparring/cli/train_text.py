@@ -81,6 +81,8 @@ class TextTrainSettings(SeedSettings):
     """How often each text is learned from."""
     batch_size: Annotated[int, LEARN] = 64
     """Texts a batch."""
+    by_length: Annotated[bool, LEARN, Parameter(negative="--no-by-length")] = True
+    """Texts of like length share a batch, which spares padding; else chance alone deals them."""
     lr: Annotated[float | None, LEARN] = None
     """Highest rate of Adam; left out: 0.005 for lstm, 0.00003 else."""
     weight_decay: Annotated[float, LEARN] = 0.0
@@ -135,13 +137,13 @@ def train_text(settings: TextTrainSettings = DEFAULT) -> Outcome:
     out = settings.out or Path("sparring-train") / _slug(settings)
     strategy = build(settings, classifier)
     watch = Watch()
-    learned = classifier.tensors(texts.texts, texts.labels)
+    learned = _loader(settings, classifier, *classifier.tensors(texts.texts, texts.labels))
     given: dict[str, Any] = {"validation": settings.validation != "none" and None}
     if held is not None:
         given["validation"] = classifier.tensors(held.texts, held.labels)
     if others and strategy.takes_unlabelled:
         both = classifier.numbers([*texts.texts, *others])  # in the paper the labelled texts are among them
-        given |= {"unlabelled": both, "unlabelled_batch_size": settings.batch_size}
+        given |= {"unlabelled": _loader(settings, classifier, both), "unlabelled_batch_size": settings.batch_size}
     names = ("epochs", "batch_size", "weight_decay", "max_grad_norm", "precision", "save_every", "time_limit", "seed")
     with Bar() as show:
         try:
@@ -156,6 +158,18 @@ def train_text(settings: TextTrainSettings = DEFAULT) -> Outcome:
         except KeyboardInterrupt:
             raise Stopped(f"{watch.text()} is kept in {out}; the same command goes on from there") from None
     return _tell(settings, classifier, result, out, watch.last is None)
+
+
+def _loader(settings: TextTrainSettings, classifier: "TextClassifier", *tensors: Any) -> Any:
+    """Token numbers (N, T), and labels where there are some, for `fit`."""
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from sparring.text import LengthBatches
+
+    data = TensorDataset(*tensors)
+    if not settings.by_length:
+        return data
+    return DataLoader(data, batch_sampler=LengthBatches(classifier.lengths(tensors[0]), settings.batch_size))
 
 
 def _check(settings: TextTrainSettings) -> None:

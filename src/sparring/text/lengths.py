@@ -37,7 +37,7 @@ class LengthBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         batches: list[Tensor] = []
-        for some in torch.randperm(len(self.lengths)).split(self.batch_size * self.window):
+        for some in torch.split(torch.randperm(len(self.lengths)), self.batch_size * self.window):
             ordered = some[self.lengths[some].argsort(descending=True, stable=True)]
             batches += ordered.tensor_split(-(-len(some) // self.batch_size))  # of even sizes: no rest of one text
         for number in torch.randperm(len(batches)).tolist():

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from sparring.text.classifier import TextClassifier
 from sparring.text.encoded import Encoded
+from sparring.text.lengths import LengthBatches
 from sparring.training.fitting import FitResult, fit
 from sparring.training.strategy import Batch, Loss, Seen, Strategy, wide
 
@@ -64,9 +66,12 @@ def pretrain(classifier: TextClassifier, texts: Sequence[str], *, epochs: int, *
     recurrent states, and where no text has two tokens; one that has not is left out.
     """
     x = classifier.encode(texts)
-    ids = x.ids[x.mask.sum(1) > 1].cpu()
+    lengths = x.mask.sum(1)
+    ids = x.ids[lengths > 1].cpu()
     if not len(ids):
         raise ValueError("no text has two tokens: there is no next word to foretell")
     model = LanguageModel(classifier)
     given = {"optimizer": "adam", "max_grad_norm": 1.0, "batch_size": 64, "validation": False, **settings}
-    return fit(model, (ids, torch.zeros(len(ids), dtype=torch.long)), NextToken(), epochs=epochs, **given)
+    batches = LengthBatches(lengths[lengths > 1].cpu(), given["batch_size"])
+    data = DataLoader(TensorDataset(ids, torch.zeros(len(ids), dtype=torch.long)), batch_sampler=batches)
+    return fit(model, data, NextToken(), epochs=epochs, **given)
