@@ -175,7 +175,83 @@ def test_unlabelled_texts_are_minus_one_hundred(tmp_path: Path) -> None:
     lesson.train_dataset = rows([1, -100, 0, -100, -100, 1])
     lesson.train()
     assert len(seen[0].y) == 3
-    assert len(seen[0].extras["unlabelled"]) == 6
+    assert len(seen[0].extras["unlabelled"].x) == 6
+
+
+@pytest.mark.parametrize("strategy", [sp.TextVAT(0.5), sp.TextAdversarial(0.5).with_(sp.VirtualAdversarial(0.5))])
+def test_a_batch_in_which_no_text_has_a_label(tmp_path: Path, strategy: Any) -> None:
+    """Accumulated batches take the step of one: a labelled text counts 1 / all labelled ones, any text 1 / all of them."""
+    ends = []
+    for size, count in ((6, 1), (2, 3), (4, 2)):
+        model = network()
+        lesson = trainer(
+            tmp_path, strategy.with_(sp.EMA(0.5)), model, max_steps=1, per_device_train_batch_size=size, optim="sgd",
+            gradient_accumulation_steps=count, train_sampling_strategy="sequential", learning_rate=1.0,
+        )  # fmt: skip
+        lesson.model_accepts_loss_kwargs = True
+        lesson.train_dataset = rows([1, 0, -100, -100, -100, -100])
+        lesson.train()
+        assert lesson.strategy.parts[-1].count == 1
+        ends.append([p.detach().clone() for p in model.parameters()])
+    for other in ends[1:]:  # the search's random start is keyed by place and batch
+        assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(ends[0], other))
+    assert any(not torch.allclose(a, b, atol=1e-2) for a, b in zip(ends[0], network().parameters()))
+
+
+def test_without_any_label_there_is_still_something_to_learn(tmp_path: Path) -> None:
+    lesson = trainer(tmp_path, sp.TextVAT(0.5, entropy_minimisation=True), max_steps=3, optim="sgd")
+    lesson.train_dataset = rows([-100] * 6)
+    lesson.train()
+    assert lesson.strategy.passes.forwards == 3 * 2 * 3
+    plain = trainer(tmp_path, sp.TextAdversarial(0.5))
+    plain.train_dataset = rows([-100] * 6)
+    with pytest.raises(ValueError, match=r"TextAdversarial learns nothing from others: use sp.TextVAT"):
+        plain.train()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "near"),
+    [
+        (sp.TextVAT(0.5), True),
+        (sp.SMART(steps=2), True),
+        (sp.TextVAT(0.5, xi=1e-3), False),
+        (sp.SMART(noise=1e-5, step_size=1e-3), False),
+    ],
+)
+def test_the_trainers_bf16_does_not_round_directions_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Any, near: bool
+) -> None:
+    """The Trainer hands out float32 logits of a network that computes in bf16. Smaller sizes show that this test can fail."""
+    from sparring.training import smart, vat
+
+    found: dict[str, list[Tensor]] = {}
+    search, worst = vat.Smoothing._worst, smart.SMART.worst
+
+    def directions(mode: str) -> None:
+        kept = found.setdefault(mode, [])
+
+        def searched(self: Any, *args: Any) -> Any:
+            made = search(self, *args)
+            kept.append(made[1])
+            return made
+
+        def climbed(self: Any, *args: Any) -> Tensor:
+            kept.append(worst(self, *args))
+            return kept[-1]
+
+        monkeypatch.setattr(vat.Smoothing, "_worst", searched)
+        monkeypatch.setattr(smart.SMART, "worst", climbed)
+
+    for mode, bf16 in (("full", False), ("half", True)):
+        directions(mode)
+        torch.manual_seed(3)
+        model = network()
+        model.classifier = torch.nn.Linear(16, 6)
+        model.num_labels = model.config.num_labels = 6
+        lesson = trainer(tmp_path, strategy.with_(), model, bf16=bf16, max_steps=3, learning_rate=0.0)
+        lesson.train()
+    cosines = [F.cosine_similarity(a.flatten(1), b.flatten(1)).abs() for a, b in zip(found["full"], found["half"])]
+    assert (torch.cat(cosines).median() > 0.8) == near
 
 
 def test_bf16_learns_and_a_checkpoint_goes_on(tmp_path: Path) -> None:
@@ -207,6 +283,8 @@ def test_what_the_trainer_cannot_do_gets_one_line(tmp_path: Path) -> None:
         trainer(tmp_path, sp.Free(sp.Linf(0.1)))
     with pytest.raises(TypeError, match="expected one for texts"):
         trainer(tmp_path, "vat")
+    with pytest.raises(ValueError, match=r"label_smoothing_factor=0.1: the loss is the strategy's; give it to that"):
+        trainer(tmp_path, sp.TextVAT(), label_smoothing_factor=0.1)
 
     class Twice(sp.TextAdversarial):
         def losses(self, model: Any, batch: Any) -> Any:

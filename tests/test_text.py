@@ -280,6 +280,26 @@ def test_it_takes_the_place_of_the_embedding_that_the_model_tells() -> None:
 # learning
 
 
+def test_a_normalised_embedding_takes_the_place_of_the_one_that_was_told() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.word, self.place, self.out = nn.Embedding(40, 4), nn.Embedding(40, 4), nn.Linear(4, 2)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            places = torch.arange(input_ids.shape[1])
+            logits: torch.Tensor = self.out((self.word(input_ids) + self.place(places)).mean(1))
+            return logits
+
+    net = Two()
+    model = TextClassifier(net, build_tokenizer(TEXTS), 2, embedding=net.word)
+    model.normalize_embedding(TEXTS)
+    assert isinstance(net.word, FrequencyNormalizedEmbedding)
+    assert model.embedding is net.word
+    assert type(net.place) is nn.Embedding
+    assert EmbeddingPerturber(model).embedding is net.word
+
+
 def test_the_lstm_is_what_its_page_says() -> None:
     """Dropout: one mask for all of a text's tokens. Pooling: the state after the last token, or the mean of all."""
     model = classifier(dropout=0.5, embedding=64).train().model

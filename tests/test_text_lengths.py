@@ -93,3 +93,13 @@ def test_fit_learns_in_such_batches_and_goes_on_to_the_bit(tmp_path: Path) -> No
 def test_what_cannot_be_gets_one_line(lengths: Any, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         LengthBatches(lengths, **{"batch_size": 2, **settings})
+
+
+def test_lengths_of_words_or_of_other_texts_get_one_line() -> None:
+    with pytest.raises(TypeError, match="lengths of list: expected one number a text"):
+        LengthBatches(["a"], 2)  # type: ignore[list-item]
+    model = classifier()
+    x, y = model.tensors(TEXTS[:9], LABELS[:9])
+    loader = DataLoader(TensorDataset(x, y), batch_sampler=LengthBatches(list(range(1, 71)), 8))
+    with pytest.raises(ValueError, match="the loader's sampler draws sample 69 of 9: it is another data set's"):
+        sp.fit(model, loader, sp.Standard(), epochs=1, validation=False)

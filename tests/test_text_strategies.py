@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from sparring.text import EmbeddingPerturber, Encoded, TextClassifier, build_tok
 from sparring.training.smart import symmetric_divergence
 from sparring.training.strategy import Strategy
 from sparring.training.vat import view
-from sparring.training.virtual import Finder, Replay, as_it_learns
+from sparring.training.virtual import Clean, Finder, Replay, as_it_learns
 
 TEXTS = ["a good film , really good", "bad", "what a bad film this is , a bad one", "good good"]
 Y = torch.tensor([1, 0, 0, 1])
@@ -297,6 +300,86 @@ def test_bf16_does_not_round_the_virtual_direction_away(xi: float | None) -> Non
         delta = seen_as.unlabelled.x
         finder = Finder(0.5, xi, 1, exact, seen_as.start, seen_as.size)
         with as_it_learns(seen_as.model, delta, autocast) as borrowed:
-            found[name] = finder(borrowed, delta, Noise(0, torch.arange(4)), Replay(delta.device)).flatten(1).double()
+            replay = Replay(delta.device)
+            _, clean = Clean.of(lambda at=delta, lent=borrowed: lent.look(at), seen_as.model, delta)
+            found[name] = finder(borrowed, delta, Noise(0, torch.arange(4)), replay, clean).flatten(1).double()
     near = F.cosine_similarity(found["exact"], found["half"]).abs()  # the sign is nothing: KL is even at first
     assert (near.min() > 0.99) == (xi is None)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_smart_moves_the_answer_by_itself(autocast: torch.dtype | None) -> None:
+    """Left to itself it climbs: the papers' sizes, beside it, leave nothing that float32 or bf16 could tell from zero."""
+    torch.manual_seed(0)
+    model = classifier().float()
+    x = model.encode(TEXTS)
+    moved: dict[str, Tensor] = {}
+    for name, strategy in (("ours", sp.SMART()), ("papers", sp.SMART(noise=1e-5, step_size=1e-3))):
+        made: list[Tensor] = []
+        worst = strategy.worst
+        strategy.worst = lambda *args, worst=worst, made=made: made.append(worst(*args)) or made[-1]  # type: ignore[method-assign]
+        strategy.autocast = autocast
+        next(iter(strategy(model, sp.Batch(x, Y)))).value.backward()
+        perturber = EmbeddingPerturber(model)
+        with torch.no_grad(), perturber.adding(made[0].double(), x):
+            far = model.double()(x)
+        moved[name] = symmetric_divergence(far, model(x).detach())
+        model.float()
+        size = model.embedding(x.ids)[x.words].square().mean().sqrt()
+        assert (made[0].abs().amax((1, 2)) < size / 2).all()
+    assert (moved["ours"] > 300 * moved["papers"]).all()
+    assert (moved["papers"] < 1e-8).all()
+
+
+def test_smart_has_its_own_sizes_in_any_company() -> None:
+    """A text's δ does not depend on the others' vectors."""
+    model = classifier(normalized=True)
+    found = []
+    for rows in (slice(None), slice(1, 2)):
+        strategy = sp.SMART()
+        worst = strategy.worst
+        strategy.worst = lambda *args, worst=worst: found.append(worst(*args)) or found[-1]  # type: ignore[method-assign]
+        batch = sp.Batch(model.encode(TEXTS[rows]), Y[rows], indices=torch.arange(4)[rows], step=0)
+        next(iter(strategy(model, batch))).value.backward()
+    width = found[1].shape[1]
+    assert torch.allclose(found[0][1:2, :width], found[1], rtol=1e-5, atol=1e-9)
+    assert not found[0][1, width:].any()
+
+
+def test_an_average_that_was_loaded_goes_where_the_network_is() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2))
+    strategy = sp.SMART(bregman=1.0)
+    strategy._average = {
+        name: part.detach() for name, part in model.named_parameters()
+    }  # as a file gives it: on the CPU
+    x = torch.zeros(2, 3, dtype=torch.long, device="meta")
+    forwards = SimpleNamespace(
+        model=copy.deepcopy(model).to("meta"), x=x, words=x, y=Y[:2], again=contextlib.nullcontext
+    )
+    assert strategy._former(forwards).device.type == "meta"  # type: ignore[arg-type]
+
+
+class Wrapper(nn.Module):
+    """As DistributedDataParallel: it holds the network as `module`, and calls it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any) -> Tensor:
+        logits: Tensor = self.module(*args)
+        return logits
+
+
+@pytest.mark.parametrize("strategy", [case[0] for case in CASES], ids=lambda strategy: strategy.name)
+def test_a_wrapper_changes_nothing(strategy: Strategy) -> None:
+    """Token numbers are read by the classifier inside: [EOS] stays where it is, and padding is cut."""
+    gradients = []
+    for wrap in (lambda model: model, Wrapper, lambda model: Wrapper(Wrapper(model))):
+        model = classifier()
+        numbers = torch.nn.functional.pad(model.numbers(TEXTS), (0, 3), value=model.tokens.fill)
+        for loss in strategy.with_()(wrap(model), sp.Batch(numbers, Y, step=0)):
+            loss.value.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for other in gradients[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(gradients[0], other))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 
@@ -132,6 +133,61 @@ def test_in_half_precision(trained: tuple[nn.Module, Tensor]) -> None:
     assert caught.median() > 0.8, "one iteration nearly suffices"
 
 
+class Answering(nn.Module):
+    """Computes in one precision and answers in float32, as mixed precision's wrappers make a network do."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=self.dtype) if self.dtype is not None else contextlib.nullcontext():
+            logits: Tensor = self.model(x)
+        return logits.float()
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_in_half_precision_with_answers_in_float32(trained: tuple[nn.Module, Tensor], half: torch.dtype) -> None:
+    model, x = trained
+    exact = sp.virtual_perturbation(model, x, 1.0, exact=True)
+    limit = 0.9 if half == torch.bfloat16 else 0.99
+    assert cosine(sp.virtual_perturbation(Answering(model, half), x, 1.0), exact).median() > limit
+    single = 2**-11.5 * float(x.flatten(1).norm(dim=1).median())  # √u · ‖x‖ of float32
+    assert cosine(sp.virtual_perturbation(Answering(model, half), x, 1.0, xi=single), exact).median() < 0.7
+    full = sp.virtual_perturbation(Answering(model, None), x, 1.0)
+    torch.testing.assert_close(full, sp.virtual_perturbation(model, x, 1.0))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+class OnCuda(nn.Parameter):
+    """Says that it is where cuDNN computes."""
+
+    is_cuda = True
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm, self.out = nn.LSTM(8, 32, num_layers=2, dropout=0.5, batch_first=True), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.out(20 * self.lstm(x)[0][:, -1])
+        return logits
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_dropout_between_recurrent_layers_is_the_same_in_both_terms(cuda: bool) -> None:
+    """The divergence between two points that hardly differ is none. cuDNN can't draw a mask again: there both have none."""
+    model = Recurrent()
+    if cuda:
+        model.lstm.register_parameter("bias_ih_l0", OnCuda(model.lstm.bias_ih_l0.detach()))
+    x = torch.randn(16, 5, 8, generator=torch.Generator().manual_seed(1))
+    smoothness = next(iter(sp.VAT(1e-6)(model, sp.Batch(x, torch.zeros(16, dtype=torch.long)))))
+    assert smoothness.value.item() == pytest.approx(0.0, abs=1e-6)
+    assert model.lstm.dropout == 0.5
+
+
 class Attending(nn.Module):
     """Its attention's fast kernels have no second derivative."""
 
@@ -216,13 +272,14 @@ def test_batch_statistics_are_used_and_the_running_ones_stay() -> None:
 
 
 def test_a_sample_has_the_same_direction_in_any_batch() -> None:
+    """To half of float64's digits: the finite difference magnifies the last ones, in which batches of unlike sizes differ."""
     model, x = smooth(), points(9)
     numbers = torch.tensor([5, 1, 8, 3, 0, 2, 7, 6, 4])
     whole = sp.virtual_perturbation(model, x, 1.0, indices=numbers, seed=4)
     parts = [
         sp.virtual_perturbation(model, x[i], 1.0, indices=numbers[i], seed=4) for i in ([0, 3, 4], [8, 7], [1, 2, 5, 6])
     ]
-    torch.testing.assert_close(torch.cat(parts), whole[[0, 3, 4, 8, 7, 1, 2, 5, 6]], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(torch.cat(parts), whole[[0, 3, 4, 8, 7, 1, 2, 5, 6]], rtol=1e-5, atol=1e-8)
 
 
 def test_where_nothing_changes_the_direction_is_random_and_of_length_eps() -> None:
@@ -253,6 +310,7 @@ def test_unit_vectors_at_any_size(power_of_ten: float) -> None:
         ({"eps": 1.0, "iterations": 0}, "iterations=0.*at least 1"),
         ({"eps": 1.0, "x": torch.zeros(2, 6, dtype=torch.long)}, "torch.int64.*floats"),
         ({"eps": 1.0, "x": torch.zeros(2, 5)}, "can't take inputs"),
+        ({"eps": True}, "eps=True.*finite number"),
     ],
 )
 def test_one_clear_line(options: dict[str, object], said: str) -> None:
@@ -266,3 +324,8 @@ def test_batchnorm_needs_more_than_one_sample() -> None:
     model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))
     with pytest.raises(ValueError, match="batch of one sample"):
         sp.virtual_perturbation(model, torch.zeros(1, 4), 1.0)
+
+
+def test_a_function_is_no_network() -> None:
+    with pytest.raises(TypeError, match=r"model is builtin_function_or_method: expected an nn.Module"):
+        sp.virtual_perturbation(torch.sin, torch.zeros(2, 3), 1.0)  # type: ignore[arg-type]

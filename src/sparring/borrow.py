@@ -274,11 +274,7 @@ def borrow(
         for module in modules
         for name, buffer in module._buffers.items()
     ]
-    dropouts = [
-        (module, module.dropout)
-        for module in modules
-        if isinstance(module, nn.RNNBase) and any(p.is_cuda for p in module.parameters())
-    ]
+    dropouts = [(module, module.dropout) for module in on_cudnn(modules)]
     try:
         for module in modules:
             module.training = False
@@ -302,6 +298,11 @@ def borrow(
                 if buffer is not None and content is not None and not _same(buffer, content):
                     buffer.copy_(content)
                 module._buffers[name] = buffer
+
+
+def on_cudnn(modules: Iterable[nn.Module]) -> list[nn.RNNBase]:
+    """Those of these modules that are recurrent layers on CUDA."""
+    return [m for m in modules if isinstance(m, nn.RNNBase) and any(p.is_cuda for p in m.parameters())]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

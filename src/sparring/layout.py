@@ -35,13 +35,13 @@ class Layout:
     @classmethod
     def of(cls, model: Callable[..., Any], modules: list[nn.Module]) -> Layout:
         """ValueError where something was compiled that keeps account of passes or draws by sample."""
-        compiled, last = _is_compiled(model), False
+        compiled, last = is_compiled(model), False
         inside = list(modules) if compiled else []
         for module in modules:
-            if _is_compiled(module):
+            if is_compiled(module):
                 compiled = True
                 inside += module.modules()
-            compiled = compiled or _is_compiled(module.__dict__.get("model"))  # a function that a wrapper holds
+            compiled = compiled or is_compiled(module.__dict__.get("model"))  # a function that a wrapper holds
             last = last or any(map(_is_channels_last, module.parameters(recurse=False)))
         for module in inside:
             if isinstance(module, (Combined, RandomTransform)):
@@ -82,7 +82,8 @@ class Layout:
             yield
 
 
-def _is_compiled(model: object) -> bool:
+def is_compiled(model: object) -> bool:
+    """By torch.compile: hooks on it are not seen."""
     if isinstance(model, nn.Module):  # wrapped by torch.compile, or compiled in place by its own method
         return "_orig_mod" in model._modules or model._compiled_call_impl is not None
     return hasattr(model, "_torchdynamo_orig_callable")

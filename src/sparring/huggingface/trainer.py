@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparring.huggingface.batches import UNLABELLED, Inputs, encoded
 from sparring.text.tokens import needed
 from sparring.training.strategy import Batch, Loss, Strategy
+from sparring.training.unlabelled import Unlabelled
 
 STATE = "sparring.pt"
 
@@ -29,7 +30,8 @@ class AdversarialTrainerMixin:
 
     `training_step` goes backward from each of the strategy's losses. A text counts 1 / `num_items_in_batch` where the Trainer
     has counted the labels of all the batches of a step, so that batches of unlike sizes are weighted rightly; else each batch
-    counts the same. Texts labelled −100 are unlabelled ones: strategies that take those learn from all texts without a label.
+    counts the same. Texts labelled −100 are unlabelled ones: strategies that take those learn from all texts without a label,
+    also of a batch in which none has one; there each text of a step counts the same.
     An average of weights (EMA) is kept in the strategy, and in the checkpoint as `sparring.pt`; the Trainer evaluates and
     saves the model itself (`strategy.parts[-1].averaged(model)` is the other one).
     """
@@ -44,8 +46,12 @@ class AdversarialTrainerMixin:
         self.strategy = strategy
         self._inputs: Inputs | None = None
         self._open: Iterator[Loss] | None = None
-        self._micro = 0
+        self._micro = self._texts = 0
         super().__init__(*args, **kwargs)
+        if smoothing := self.args.label_smoothing_factor:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"label_smoothing_factor={smoothing}: the loss is the strategy's; give it to that, as label_smoothing={smoothing}"
+            )
         if self.args.n_gpu > 1:  # type: ignore[attr-defined]
             raise ValueError("several GPUs in one process: a hook sees one of them; start with torchrun or accelerate")
         self.add_callback(_callback(self))  # type: ignore[attr-defined]
@@ -62,11 +68,12 @@ class AdversarialTrainerMixin:
             given = "none" if labels is None else f"dtype {labels.dtype}, shape {tuple(labels.shape)}"
             raise ValueError(f"labels: {given}; expected one class number a text, (B,)")
         adapted = self._adapted(model)
-        share = self._share(labels, num_items_in_batch)
+        known = labels != UNLABELLED
+        share = self._share(known, num_items_in_batch)
         total = torch.zeros((), device=labels.device)
         self._finish()
         updates = 0
-        losses = self.strategy(adapted, self._batch(inputs, labels))
+        losses = self.strategy(adapted, self._batch(inputs, labels, known, share))
         for loss in losses:
             value = loss.value
             total += share * value.detach().to(total.dtype)
@@ -84,26 +91,37 @@ class AdversarialTrainerMixin:
         self._micro += 1
         return total
 
-    def _batch(self, inputs: dict[str, Any], labels: Tensor) -> Batch:
+    def _batch(self, inputs: dict[str, Any], labels: Tensor, known: Tensor, share: float) -> Batch:
+        """share: what every loss of it will be multiplied with, which that of unlabelled texts is freed from."""
         trainer: Any = self
         bare = trainer.accelerator.unwrap_model(trainer.model)
         tokenizer = getattr(trainer, "processing_class", None)
-        x = encoded(inputs, tokenizer, getattr(bare.config, "pad_token_id", None))
+        x: Any = encoded(inputs, tokenizer, getattr(bare.config, "pad_token_id", None))
         step = trainer.state.global_step * trainer.args.gradient_accumulation_steps + self._micro
-        known = labels != UNLABELLED
-        if bool(known.all()):
-            return Batch(x, labels, step=step)  # type: ignore[arg-type]
+        if self.strategy.takes_unlabelled:
+            others = Unlabelled(x, weight=len(labels) / self._texts / share)
+            return Batch(x[known], labels[known], step=step, extras={"unlabelled": others})
         if not bool(known.any()):
-            raise ValueError("a batch without a labelled text: mix them, or make batches larger")
-        extras = {"unlabelled": x} if self.strategy.takes_unlabelled else {}
-        return Batch(x[known], labels[known], step=step, extras=extras)  # type: ignore[arg-type]
+            raise ValueError(
+                f"a batch without a labelled text, and {self.strategy.name} learns nothing from others: use sp.TextVAT, or put "
+                "sp.VirtualAdversarial round it"
+            )
+        return Batch(x[known], labels[known], step=step)
 
-    def _share(self, labels: Tensor, items: Any) -> float:
-        """What the mean over this batch counts in the step."""
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The batches of the next step, whose texts are counted, labelled or not."""
+        samples, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+        self._texts = sum(len(batch.get("input_ids", ())) for batch in samples)
+        return samples, items
+
+    def _share(self, known: Tensor, items: Any) -> float:
+        """What the mean over the labelled texts of this batch counts in the step; where there are none, what its texts do."""
         trainer: Any = self
+        count = int(known.sum())
+        if not count:
+            return len(known) / self._texts
         if items is None:
             return 1 / float(trainer.current_gradient_accumulation_steps)
-        count = int((labels != UNLABELLED).sum())
         world = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
         return count * world / float(items)
 

@@ -143,8 +143,8 @@ class TextClassifier(nn.Module):
         """Puts a `FrequencyNormalizedEmbedding`, with the frequencies of these texts, in the place of the embedding layer: for
         a network that is yet to learn."""
         rows, _ = self.tokens.rows(texts, self.max_length)
-        install(self.model, count_tokens(rows, self.embedding.num_embeddings))
-        self._told = (None,)
+        made = install(self.model, count_tokens(rows, self.embedding.num_embeddings), self.embedding)
+        self._told = (None,) if self._told[0] is None else (made,)
 
     @torch.no_grad()
     def vector_length(self) -> float:

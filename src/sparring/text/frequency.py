@@ -70,9 +70,9 @@ class FrequencyNormalizedEmbedding(nn.Embedding):
         return found if self.padding_idx is None else torch.where((input == self.padding_idx)[..., None], 0, found)
 
 
-def install(model: nn.Module, counts: Tensor) -> FrequencyNormalizedEmbedding:
-    """Puts one in the place of the model's embedding layer, with its weights."""
-    old = find_embedding(model)
+def install(model: nn.Module, counts: Tensor, old: nn.Embedding | None = None) -> FrequencyNormalizedEmbedding:
+    """Puts one in the place of the model's embedding layer, with its weights. old: that layer; left out, it is found."""
+    old = find_embedding(model) if old is None else old
     new = FrequencyNormalizedEmbedding.of(old, counts)
     name = next(name for name, module in model.named_modules() if module is old)
     parent, _, child = name.rpartition(".")

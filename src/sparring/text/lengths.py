@@ -28,7 +28,10 @@ class LengthBatches(Sampler[list[int]]):
 
     def __init__(self, lengths: Sequence[int] | Tensor, batch_size: int, window: int = 50) -> None:
         check_whole("LengthBatches", batch_size=batch_size, window=window)
-        self.lengths = torch.as_tensor(lengths)
+        try:
+            self.lengths = torch.as_tensor(lengths)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"lengths of {type(lengths).__name__}: expected one number a text ({error})") from None
         if self.lengths.ndim != 1 or not len(self.lengths):
             raise ValueError(
                 f"lengths of shape {tuple(self.lengths.shape)}: expected one number a text, and a text at least"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparring.layout import is_compiled
 from sparring.noise import Noise
 from sparring.text.encoded import Encoded
 from sparring.text.frequency import find_embedding
@@ -51,7 +52,8 @@ class EmbeddingPerturber:
     """Adds to the vectors of a text's words, through a forward hook on the embedding layer, so that everything else the model
     does with its token numbers (positions, above all) stays as it is.
 
-    model: a `TextClassifier`, or any module that takes token numbers (B, T) or an `Encoded`. embedding: its embedding layer,
+    model: a `TextClassifier`, or any module that takes token numbers (B, T) or an `Encoded`, or one of these in a wrapper such as
+    DistributedDataParallel. embedding: its embedding layer,
     or that layer's name; left out, it is found. Padding and special tokens are never perturbed. Sizes are L2 norms over a
     whole sequence's vectors.
 
@@ -66,12 +68,13 @@ class EmbeddingPerturber:
 
     def __init__(self, model: nn.Module, embedding: nn.Embedding | str | None = None) -> None:
         self.model = model
+        self.inner = unwrapped(model)
         if embedding is None:
-            known = getattr(model, "embedding", None)
-            embedding = known if isinstance(known, nn.Embedding) else find_embedding(model)
+            known = getattr(self.inner, "embedding", None)
+            embedding = known if isinstance(known, nn.Embedding) else find_embedding(self.inner)
         elif isinstance(embedding, str):
             try:
-                named: Any = model.get_submodule(embedding)
+                named: Any = self.inner.get_submodule(embedding)
             except AttributeError:
                 raise ValueError(f"embedding={embedding!r}: the model has no such part") from None
             if not isinstance(named, nn.Embedding):
@@ -81,7 +84,7 @@ class EmbeddingPerturber:
 
     def prepared(self, x: Encoded | Tensor) -> tuple[Encoded | Tensor, Tensor]:
         """What the model is called with, and (B, T) bool where words are that may be perturbed."""
-        encode = getattr(self.model, "encoded", None)
+        encode = getattr(self.inner, "encoded", None)
         if callable(encode):
             x = encode(x)
         if isinstance(x, Encoded):
@@ -126,7 +129,7 @@ class EmbeddingPerturber:
         gradient a backward leaves. where: (B, T) bool, other places than the words.
 
         RuntimeError where the embedding layer did not run, ValueError where shapes differ, and for a compiled model."""
-        if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in self.model.modules()):
+        if any(map(is_compiled, self.model.modules())):
             raise ValueError(
                 "a compiled model does not see hooks, which embeddings are perturbed through: leave it uncompiled"
             )
@@ -153,6 +156,13 @@ class EmbeddingPerturber:
             raise RuntimeError(
                 SILENT.format(layer=f"{type(self.embedding).__name__}{tuple(self.embedding.weight.shape)}")
             )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside of one that does nothing but call it, as its `module`: in many processes, or on many devices."""
+    while not callable(getattr(model, "encoded", None)) and list(model._modules) == ["module"]:
+        model = model.get_submodule("module")
+    return model
 
 
 class Perturbed(nn.Module):

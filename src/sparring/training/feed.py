@@ -107,6 +107,10 @@ class Feed:
         if (self.loader is not None and not plain) or (own is not None and type(own).__name__ != "BatchSampler"):
             with OwnRandomness(self.seed * 1_000_003 + epoch):
                 batches = _drawn(self.loader, own, self.batch_size)
+            if (last := max((int(batch.max()) for batch in batches if len(batch)), default=0)) >= self.available:
+                raise ValueError(
+                    f"the loader's sampler draws sample {last} of {self.available}: it is another data set's"
+                )
             kept = torch.zeros(self.available, dtype=torch.bool)
             kept[self.numbers] = True
             batches = [part for batch in batches if len(part := batch[kept[batch]])]

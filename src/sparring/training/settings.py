@@ -10,8 +10,9 @@ from torch import nn
 
 from sparring.checks import check_whole
 from sparring.training.feed import Feed
-from sparring.training.strategy import Strategy, plain
+from sparring.training.strategy import Strategy
 from sparring.training.unlabelled import Pairs
+from sparring.training.values import plain
 
 PRECISIONS = {"bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16, "fp16": torch.float16, "16-mixed": torch.float16}
 

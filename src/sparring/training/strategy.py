@@ -29,6 +29,7 @@ from sparring.text.encoded import is_tokens
 from sparring.threat import Threat
 from sparring.training.batchnorm import Statistics, layers, safe_buffers
 from sparring.training.crafting import craft
+from sparring.training.values import plain
 
 if TYPE_CHECKING:
     from sparring.training.parts import Part
@@ -41,7 +42,7 @@ class Batch:
     x: (B, *S) floats; for a strategy that takes texts also token numbers (B, T) int64, or an `Encoded`. y: (B,) class numbers.
     indices: (B,) numbers of the samples in their data set, which random draws and kept perturbations are keyed by; default
     0 … B − 1. step: the number of batches before this one; default: the strategy counts. extras: whatever else a strategy
-    asks for by name (unlabelled data, masks).
+    asks for by name (unlabelled data, beside which x may be empty; masks).
     """
 
     x: Tensor
@@ -110,19 +111,6 @@ class Passes:
 def wide(logits: Tensor) -> Tensor:
     """In float32 or better: a loss of half precision has three digits."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def plain(value: Any) -> Any:
-    """A setting as JSON can hold it."""
-    if isinstance(value, Attack):
-        return {"name": value.name, "threat": str(value.threat), **value.settings()}
-    if isinstance(value, Mapping):
-        return {str(name): plain(part) for name, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [plain(part) for part in value]
-    if isinstance(value, nn.Module):
-        return type(value).__name__
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def check_threat(name: str, threat: Threat, *norms: str) -> None:
@@ -211,13 +199,17 @@ class Strategy:
                 "sp.Mixed with alpha between 0 and 1"
             )
         self.batches = (self.batches if batch.step is None else batch.step) + 1
-        losses = self.losses(model, batch)
+        losses = self.losses(model, batch) if len(batch.y) else self.without_labels(model, batch)
         for part in self.parts:
             losses = part.around(self, model, batch, losses)
         yield from losses
 
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
         raise NotImplementedError
+
+    def without_labels(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
+        """The losses of a batch of nothing but unlabelled samples: none of its own, so that what is round it has its turn."""
+        yield Loss(lambda seen: torch.zeros((), device=batch.x.device, requires_grad=True))  # a backward may be called
 
     def with_(self: Self, *parts: Part) -> Self:
         """A new strategy of these settings with `AWP`, `EMA`, … round it, the first innermost, outside those that it has.
@@ -263,7 +255,9 @@ class Strategy:
             given = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"batch.x of {given}: expected a tensor of floats (B, *S)")
         y = check_labels(batch.y, x)
-        if self._classes is not None:
+        if not len(y) and not (self.takes_unlabelled and "unlabelled" in batch.extras):
+            raise ValueError(f"a batch without a sample: {self.name} has nothing to learn from")
+        if len(y) and self._classes is not None:
             check_label_range(y, self._classes)
         if batch.indices is None and self.needs_indices:
             wanted = "and the batch carries no indices: pass sp.Batch(x, y, indices=...)"

@@ -44,10 +44,17 @@ class Unlabelled:
             )
 
     @staticmethod
+    def given(batch: Batch) -> Unlabelled:
+        """A batch's; its labelled samples where there are no others."""
+        if "unlabelled" not in batch.extras:
+            return Unlabelled(batch.x, batch.indices)
+        given = batch.extras["unlabelled"]
+        return given if isinstance(given, Unlabelled) else Unlabelled(given)
+
+    @staticmethod
     def of(batch: Batch) -> Unlabelled:
-        """A checked batch's; its labelled samples where there are no others."""
-        given = batch.extras.get("unlabelled", Unlabelled(batch.x, batch.indices))
-        found = given if isinstance(given, Unlabelled) else Unlabelled(given)
+        """A checked batch's, of the shape of its labelled samples."""
+        found = Unlabelled.given(batch)
         if found.x.shape[1:] != batch.x.shape[1:]:
             raise ValueError(
                 f"unlabelled samples of shape {tuple(found.x.shape[1:])}, labelled ones of {tuple(batch.x.shape[1:])}: one "

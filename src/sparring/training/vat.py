@@ -19,7 +19,7 @@ from sparring.training.strategy import Batch, Loss, Seen, Strategy, wide
 from sparring.training.supervised import Standard
 from sparring.training.trades import divergence
 from sparring.training.unlabelled import Unlabelled
-from sparring.training.virtual import Finder, Replay, Size, Start, as_it_learns, batch_wise, check
+from sparring.training.virtual import Clean, Finder, Replay, Size, Start, as_it_learns, batch_wise, check
 
 
 @dataclass(eq=False)
@@ -51,12 +51,12 @@ class Smoothing:
 
         def compute(seen: Seen) -> Tensor:
             replay = found[0][0] if found else Replay(x.device)
-            clean = None
+            clean, known = None, None
             if self.entropy_minimisation:
                 with replay.again() if found else nullcontext():
-                    clean = answers(x)
+                    clean, known = Clean.of(lambda: answers(x), model, x)
             if not found:
-                found.append((replay, *self._worst(strategy, batch, seen_as, replay, clean)))
+                found.append((replay, *self._worst(strategy, batch, seen_as, replay, known)))
             _, reference, moved = found[0]
             with replay.again():
                 value = divergence(reference, wide(answers(moved))).mean()
@@ -74,7 +74,7 @@ class Smoothing:
         batch: Batch,
         seen_as: View,
         replay: Replay,
-        clean: Tensor | None,
+        clean: Clean | None,
     ) -> tuple[Tensor, Tensor]:
         """Logits (B, C) at the unlabelled samples, and x + r (B, *S)."""
         unlabelled, seed = seen_as.unlabelled, strategy.draw_seed(batch)
@@ -82,11 +82,12 @@ class Smoothing:
         numbers = torch.arange(len(x)) if unlabelled.indices is None else unlabelled.indices.detach().cpu().long()
         finder = Finder(self.eps, self.xi, self.iterations, start=seen_as.start, size=seen_as.size)
         with as_it_learns(seen_as.model, x, strategy.autocast, seed) as borrowed:
-            reference = borrowed.look(x) if clean is None else clean.detach()
-            r = finder(borrowed, x, Noise(seed, numbers), replay, reference)
+            if clean is None:
+                _, clean = Clean.of(lambda: borrowed.look(x), seen_as.model, x)
+            r = finder(borrowed, x, Noise(seed, numbers), replay, clean)
         strategy.passes.forwards += borrowed.forwards
         strategy.passes.backwards += borrowed.backwards
-        return wide(reference), (x + r).to(x.dtype)
+        return wide(clean.logits), (x + r).to(x.dtype)
 
 
 class View(NamedTuple):
@@ -101,8 +102,7 @@ class View(NamedTuple):
 def view(model: nn.Module, batch: Batch) -> View:
     """Texts are seen as what is added to their word vectors, which begins at zero: the direction is one of those, the length
     that rounding depends on is theirs, and the embeddings learn as well."""
-    given = batch.extras.get("unlabelled", Unlabelled(batch.x, batch.indices))
-    unlabelled = given if isinstance(given, Unlabelled) else Unlabelled(given)
+    unlabelled = Unlabelled.given(batch)
     if is_tokens(unlabelled.x) != is_tokens(batch.x):
         raise ValueError("labelled samples and unlabelled ones: expected texts both, or neither")
     if not is_tokens(batch.x):
@@ -152,7 +152,7 @@ class VAT(Smoothing, Standard):
     label is asked for. Only the labelled samples move BatchNorm's running statistics; the others are normalised with those of
     their own batch. All forwards of the unlabelled samples have the same dropout mask.
 
-    eps: in input units. Images in [0, 1]: about 2 for 28×28. weight: of the divergence. xi, iterations: see
+    eps: in input units. Images in [0, 1]: about 2 for 28×28. weight: of all that needs no label. xi, iterations: see
     `virtual_perturbation`. entropy_minimisation: also learn to be sure, + the entropy of p(x); for the harder data.
     The unlabelled samples come as `extras["unlabelled"]` of a `Batch`, as `fit(…, unlabelled=…)`, or from Lightning's
     `CombinedLoader({"labelled": …, "unlabelled": …})`; in the paper the labelled ones are among them. Without any, the
@@ -172,3 +172,7 @@ class VAT(Smoothing, Standard):
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
         yield self.smoothness(self, model, batch)
         yield from super().losses(model, batch)
+
+    def without_labels(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
+        yield self.smoothness(self, model, batch)
+        yield from super().without_labels(model, batch)
