@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: cyclopts reads the annotations of inherited fields as they stand.
 
+import inspect
 import re
 import shlex
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from sparring.cli import models
+from sparring.cli import begun, models
 from sparring.cli.app import Outcome, Stopped
 from sparring.cli.console import note, say, speaks, table
 from sparring.cli.settings import DATA, MANY, MODEL, RUN, SeedSettings
@@ -117,6 +118,7 @@ def train_text(settings: TextTrainSettings = DEFAULT) -> Outcome:
     from sparring import data
     from sparring.training import fit
     from sparring.training.history import Bar
+    from sparring.training.settings import check
 
     columns: dict[str, Any] = {"encoding": settings.encoding, "skip_bad": settings.skip_bad}
     columns |= {"text_column": settings.text_column, "label_column": settings.label_column}
@@ -133,10 +135,35 @@ def train_text(settings: TextTrainSettings = DEFAULT) -> Outcome:
     device = models.pick_device(settings.device)
     torch.manual_seed(settings.seed)
     classifier = _classifier(settings, texts, [*texts.texts, *others]).to(device)
-    _tell_unknown(classifier, held if held is not None else texts)
     out = settings.out or Path("sparring-train") / _slug(settings)
+    call = _call(settings, classifier, texts, held, others, out)
+    check(call.arguments)  # what can't be is said before the folder is touched
+    with begun.Folder(out, begun.began(settings, classifier, texts, held, others)).entered(settings.fresh) as folder:
+        _tell_unknown(classifier, held if held is not None else texts)
+        watch = Watch()
+        with Bar() as show:
+            try:
+                shown = watch.then(None if settings.quiet else show)
+                if settings.pretrain:
+                    _pretrain(settings, classifier, [*texts.texts, *others], out, shown)
+                result = fit(*call.args, **{**call.kwargs, "progress": shown})
+            except KeyboardInterrupt:
+                raise Stopped(f"{watch.text()} is kept in {out}; the same command goes on from there") from None
+        return _tell(settings, classifier, result, folder, watch.last is None and result.finished)
+
+
+def _call(
+    settings: TextTrainSettings,
+    classifier: "TextClassifier",
+    texts: "LabelledTexts",
+    held: "LabelledTexts | None",
+    others: list[str],
+    out: Path,
+) -> inspect.BoundArguments:
+    """What `fit` is called with."""
+    from sparring.training import fit
+
     strategy = build(settings, classifier)
-    watch = Watch()
     learned = _loader(settings, classifier, *classifier.tensors(texts.texts, texts.labels))
     given: dict[str, Any] = {"validation": settings.validation != "none" and None}
     if held is not None:
@@ -145,19 +172,13 @@ def train_text(settings: TextTrainSettings = DEFAULT) -> Outcome:
         both = classifier.numbers([*texts.texts, *others])  # in the paper the labelled texts are among them
         given |= {"unlabelled": _loader(settings, classifier, both), "unlabelled_batch_size": settings.batch_size}
     names = ("epochs", "batch_size", "weight_decay", "max_grad_norm", "precision", "save_every", "time_limit", "seed")
-    with Bar() as show:
-        try:
-            shown = watch.then(None if settings.quiet else show)
-            if settings.pretrain:
-                _pretrain(settings, classifier, [*texts.texts, *others], out, shown)
-            result = fit(
-                classifier, learned, strategy, optimizer="adamw" if settings.weight_decay else "adam",
-                lr=_rate(settings), validation_samples=None, health=False, out=out,
-                resume=not settings.fresh, progress=shown, **given, **{name: getattr(settings, name) for name in names},
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            raise Stopped(f"{watch.text()} is kept in {out}; the same command goes on from there") from None
-    return _tell(settings, classifier, result, out, watch.last is None)
+    call = inspect.signature(fit).bind(
+        classifier, learned, strategy, optimizer="adamw" if settings.weight_decay else "adam", lr=_rate(settings),
+        validation_samples=None, health=False, out=out, resume=not settings.fresh,
+        **given, **{name: getattr(settings, name) for name in names},
+    )  # fmt: skip
+    call.apply_defaults()
+    return call
 
 
 def _loader(settings: TextTrainSettings, classifier: "TextClassifier", *tensors: Any) -> Any:
@@ -266,17 +287,18 @@ def _pretrain(
         return
     say(f"Pre-training as a language model of {len(texts):,} texts:")
     result = pretrain(
-        classifier, texts, epochs=settings.pretrain, lr=2e-3, seed=settings.seed, out=out / "language", progress=show,
+        classifier, texts, epochs=settings.pretrain, lr=2e-3, seed=settings.seed, out=out / begun.LANGUAGE, progress=show,
         resume=not settings.fresh, save_every=settings.save_every,
     )  # fmt: skip
     say(f"It foretells {result.history[-1].accuracy or 0:.1%} of the next words. Now the classes:")
 
 
 def _tell(
-    settings: TextTrainSettings, classifier: "TextClassifier", result: "FitResult", out: Path, old: bool
+    settings: TextTrainSettings, classifier: "TextClassifier", result: "FitResult", folder: begun.Folder, old: bool
 ) -> Outcome:
     from sparring.data import TEXT_NAMES
 
+    out = folder.path
     if old:
         note(f"{out} already holds this training, finished: nothing was learned again (--fresh starts anew)")
     if result.history:
@@ -284,8 +306,8 @@ def _tell(
         table([epoch_row(name, epoch) for name, epoch in rows.items() if epoch is not None])
     if result.best_weights is not None:
         result.load_best(classifier)
-    if speaks():  # of many processes one
-        classifier.save(out)
+    if speaks() and not (old and folder.written()):  # of many processes one; of a finished training nothing changes
+        folder.keep(classifier, result.finished)
     seconds = sum(epoch.seconds for epoch in result.history)
     say(
         f"{seconds:.0f} s of training. The classifier ({'best' if result.best else 'last'} epoch), history and log: {out}"
