@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from sparring.cli import begun, models
+from sparring.cli import begun, models, train_tables
 from sparring.cli.app import Outcome, Stopped
 from sparring.cli.console import note, say, speaks, table
 from sparring.cli.settings import DATA, MANY, MODEL, RUN, SeedSettings
@@ -34,6 +34,8 @@ TAKES = {
     "smart": ("SMART", ("weight", "steps", "step_size")),
 }
 """The class behind a name, and which options are its own."""
+SMOOTH = ("vat", "both")
+"""Those that learn from texts without labels."""
 
 
 @Parameter(name="*")
@@ -54,7 +56,8 @@ class TextTrainSettings(SeedSettings):
     skip_bad: Annotated[bool, DATA] = False
     """Leave out rows without a text or a label, and name them, instead of stopping."""
     unlabelled: Annotated[str | None, DATA] = None
-    """Texts to learn from without their labels (vat, both, --pretrain), in the forms of --data, or one text a line (.txt)."""
+    """Texts to learn from without labels (vat, both, --pretrain): a table, whose labels nobody reads, if it has any, or one
+    text a line (.txt), or a name."""
     model: Annotated[str, MODEL] = "lstm"
     """lstm, or a folder of a Hugging Face model."""
     model_args: Annotated[list[str], MODEL, MANY] = field(default_factory=list)
@@ -115,23 +118,11 @@ def train_text(settings: TextTrainSettings = DEFAULT) -> Outcome:
     _check(settings)
     import torch
 
-    from sparring import data
     from sparring.training import fit
     from sparring.training.history import Bar
     from sparring.training.settings import check
 
-    columns: dict[str, Any] = {"encoding": settings.encoding, "skip_bad": settings.skip_bad}
-    columns |= {"text_column": settings.text_column, "label_column": settings.label_column}
-    texts = data.open_texts(settings.data, "train", **columns)
-    if texts.skipped:
-        more = f" (and {len(texts.skipped) - 1} more)" if len(texts.skipped) > 1 else ""
-        note(f"left out: {texts.skipped[0]}{more}")
-    held: Any = None
-    if settings.validation not in (None, "none"):
-        held = data.open_texts(settings.validation, "validation", **columns, classes=texts.classes)
-    elif settings.validation is None and settings.data in data.TEXT_NAMES:
-        held = data.open_texts(settings.data, "validation")
-    others = [] if settings.unlabelled is None else _unlabelled(settings, columns)
+    texts, held, others = train_tables.read(settings)
     device = models.pick_device(settings.device)
     torch.manual_seed(settings.seed)
     classifier = _classifier(settings, texts, [*texts.texts, *others]).to(device)
@@ -139,7 +130,7 @@ def train_text(settings: TextTrainSettings = DEFAULT) -> Outcome:
     call = _call(settings, classifier, texts, held, others, out)
     check(call.arguments)  # what can't be is said before the folder is touched
     with begun.Folder(out, begun.began(settings, classifier, texts, held, others)).entered(settings.fresh) as folder:
-        _tell_unknown(classifier, held if held is not None else texts)
+        train_tables.tell_unknown(classifier, held if held is not None else texts)
         watch = Watch()
         with Bar() as show:
             try:
@@ -202,6 +193,11 @@ def _check(settings: TextTrainSettings) -> None:
         if getattr(settings, name) is not None and name not in takes:
             takers = ", ".join(other for other, (_, options) in TAKES.items() if name in options)
             raise ValueError(f"--{name.replace('_', '-')} is no setting of {settings.strategy}, but of {takers}")
+    if settings.unlabelled is not None and settings.strategy not in SMOOTH and not settings.pretrain:
+        raise ValueError(
+            f"--unlabelled: {settings.strategy} learns nothing from texts without labels; --strategy vat and both do, and "
+            "--pretrain"
+        )
     if settings.model != "lstm" and not Path(settings.model).expanduser().is_dir():
         raise ValueError(f"--model {settings.model!r}: expected lstm, or the folder of a Hugging Face model")
     if settings.model != "lstm" and (settings.pretrain or settings.model_args):
@@ -246,35 +242,6 @@ def _classifier(settings: TextTrainSettings, texts: "LabelledTexts", known: list
     made = TextClassifier(network, tokenizer, texts.classes, max_length=settings.max_length)
     made.normalize_embedding(known)
     return made
-
-
-def _tell_unknown(classifier: "TextClassifier", texts: "LabelledTexts") -> None:
-    """Say how much of what it will be tried on it can't read."""
-    unknown = classifier.tokens.unknown_id
-    if unknown is None:
-        return
-    x = classifier.encode(texts.texts)
-    share = float((x.words & (x.ids == unknown)).sum() / x.words.sum().clamp_min(1))
-    if share > 0.05:
-        note(f"{share:.0%} of the words of {texts.name} are not in the vocabulary: they all read as [UNK]")
-
-
-def _unlabelled(settings: TextTrainSettings, columns: dict[str, Any]) -> list[str]:
-    from sparring import data
-
-    assert settings.unlabelled is not None
-    path = Path(settings.unlabelled).expanduser()
-    if settings.unlabelled in data.TEXT_NAMES or path.suffix != ".txt":
-        return data.open_texts(settings.unlabelled, "train", **columns).texts
-    if not path.is_file():
-        raise FileNotFoundError(f"--unlabelled {path}: no such file")
-    try:
-        lines = path.read_text(settings.encoding).splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(
-            f"--unlabelled {path} is no {settings.encoding}: say which encoding it has (--encoding)"
-        ) from None
-    return [line.strip() for line in lines if line.strip()]
 
 
 def _pretrain(
