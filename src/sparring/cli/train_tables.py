@@ -31,10 +31,10 @@ def read(settings: TextTrainSettings) -> tuple[LabelledTexts, LabelledTexts | No
 
 
 def _unlabelled(spec: str, columns: dict[str, Any]) -> list[str]:
-    from sparring import data
+    from sparring.data.text import open_unlabelled_texts
 
     try:
-        texts, skipped = data.open_unlabelled_texts(spec, **columns)
+        texts, skipped = open_unlabelled_texts(spec, **columns)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"--unlabelled {error}") from None
     _tell_skipped(skipped)

@@ -71,10 +71,11 @@ class TextTrainSettings(SeedSettings):
     strategy: Annotated[str, STRATEGY] = "adversarial"
     """standard, adversarial (Miyato), vat, both, fgm, freelb, smart (docs/text.md)."""
     eps: Annotated[float | None, STRATEGY] = None
-    """L2 length of a perturbation, over all word vectors of a text (fgm: of the matrix); left out: 1/16 of a word vector's
-    length. (Miyato's 5, for vectors of 256 normalised numbers, is 5/16, behind pre-training.)"""
+    """L2 length of a perturbation, over all word vectors of a text (fgm: Frobenius norm, of the matrix). Of adversarial, vat,
+    both, fgm; left out: 1/16 of a word vector's length, and 1 for fgm. (Miyato's 5, for vectors of 256 normalised numbers, is
+    5/16, behind pre-training.)"""
     weight: Annotated[float | None, STRATEGY] = None
-    """Of the term that the strategy adds."""
+    """Of the term that adversarial, vat or smart adds; both: of the adversarial one, beside which the virtual one has 1."""
     steps: Annotated[int | None, STRATEGY] = None
     """freelb, smart: ascent steps a batch."""
     step_size: Annotated[float | None, STRATEGY] = None

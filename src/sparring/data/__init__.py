@@ -7,7 +7,7 @@ from sparring.data.images import read_image, save_png
 from sparring.data.labels import few_labels
 from sparring.data.moons import two_moons
 from sparring.data.opening import open
-from sparring.data.text import TEXT_NAMES, LabelledTexts, open_texts, open_unlabelled_texts
+from sparring.data.text import TEXT_NAMES, LabelledTexts, open_texts
 
 __all__ = [
     "NAMES",
@@ -18,7 +18,6 @@ __all__ = [
     "imagenet_classes",
     "open",
     "open_texts",
-    "open_unlabelled_texts",
     "photograph",
     "read_image",
     "save_png",
