@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+import sparring as sp
 from sparring.cli.app import main
 from sparring.text import TextClassifier
 
@@ -173,3 +177,39 @@ def test_stopped_before_anything_was_shown_is_not_finished(home: Path, capsys: p
     told = capsys.readouterr()
     assert "nothing was learned again" not in told.err
     assert "Time ran out" in told.out
+
+
+# fit
+
+
+def test_fit_does_not_go_on_with_other_labels_or_other_tokens(tmp_path: Path) -> None:
+    """As many samples, as many weights: nothing else would tell them apart. Floats may be rounded elsewhere, and don't count."""
+    x, y = torch.randn(16, 5), torch.arange(16) % 2
+    tokens = torch.arange(3, 19)[:, None]
+
+    def embedded() -> nn.Module:
+        return nn.Sequential(nn.EmbeddingBag(20, 3), nn.Linear(3, 2))
+
+    def train(model: nn.Module, data: Any, epochs: int = 1) -> Any:
+        out = tmp_path / type(model).__name__
+        return sp.fit(model, data, sp.Standard(), epochs=epochs, batch_size=8, validation=False, out=out)
+
+    train(nn.Linear(5, 2), (x, y))
+    train(nn.Linear(5, 2), (x + 1e-6, y))
+    with pytest.raises(
+        ValueError, match=r"holds a training with data='16 samples, sha256 \w{12}', now '16 samples, sha256"
+    ):
+        train(nn.Linear(5, 2), (x, 1 - y))
+    train(embedded(), (tokens, y))
+    with pytest.raises(ValueError, match="holds a training with data="):
+        train(embedded(), (tokens.flip(0), y))
+
+
+def test_fit_goes_on_with_what_an_earlier_version_kept(tmp_path: Path) -> None:
+    x, y = torch.randn(16, 5), torch.arange(16) % 2
+    given: dict[str, Any] = {"epochs": 1, "batch_size": 8, "validation": False, "out": tmp_path}
+    sp.fit(nn.Linear(5, 2), (x, y), sp.Standard(), **given)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["identity"]["data"]
+    torch.save(state, tmp_path / "state.pt")
+    assert sp.fit(nn.Linear(5, 2), (x, y), sp.Standard(), **given).finished
