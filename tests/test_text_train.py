@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from sparring import data
+from sparring import data, zoo
 from sparring.cli.app import main
 from sparring.data import open_texts
-from sparring.text import TextClassifier
+from sparring.text import TextClassifier, build_tokenizer
 
 ROWS = [("a good film", "pos"), ("a bad film", "neg"), ("good, good", "pos"), ("what a bad day", "neg")] * 10
 STORED = Path(os.environ.get("SPARRING_DATA", "nowhere")) / "text"
@@ -182,7 +182,11 @@ def test_every_strategy_by_name(tmp_path: Path, strategy: str) -> None:
         (("--strategy", "pgd"), "--strategy 'pgd': no such strategy for texts"),
         (("--strategy", "standard", "--eps", "1"), "--eps is no setting of standard, but of"),
         (("--model", "bert"), "--model 'bert': expected lstm, or the folder of a Hugging Face model"),
-        (("--unlabelled", "no.txt"), "no such file"),
+        (("--strategy", "vat", "--unlabelled", "no.txt"), "--unlabelled no.txt: no such file"),
+        (
+            ("--strategy", "standard", "--unlabelled", "no.txt"),
+            "--unlabelled: standard learns nothing from texts without labels; --strategy vat and both do, and --pretrain",
+        ),
         (("--validation", "no.csv"), "no such file, nor a known name"),
         (("--text-column", "texts"), "there is no column 'texts' for the text"),
         (("--eps", "0"), "eps=0.0"),
@@ -207,7 +211,6 @@ def test_a_rate_of_zero_is_no_rate_left_out(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_hugging_face_folder_is_fine_tuned(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the extra sparring[huggingface]")
-    from sparring.text import build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = transformers.PreTrainedTokenizerFast(
@@ -234,3 +237,36 @@ def test_a_hugging_face_folder_is_fine_tuned(tmp_path: Path) -> None:
     ]
     assert main([*command, "--out", str(tmp_path / "run"), "--strategy", "freelb"]) == 0
     assert TextClassifier.load(tmp_path / "run").classes == ["neg", "pos"]
+
+
+def test_what_is_odd_about_the_tables_is_a_note_of_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = table(tmp_path / "one.csv", rows=[("a bad film", "neg")] * 4)
+    rows = [("good " * 30, "pos"), *ROWS]
+    assert run(table(tmp_path / "reviews.csv", rows=rows), "--validation", str(one), "--max-length", "20") == 0
+    told = capsys.readouterr().err
+    assert (
+        "--validation one.csv holds only 'neg': its accuracy, which chooses the best epoch, says nothing of pos\n"
+        in told
+    )
+    assert "\n1 of 41 texts are longer than 20 tokens: what comes after is not read\n" in f"\n{told}"
+    assert "UserWarning" not in told
+    assert ".py" not in told
+
+
+def test_help_says_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """As `build` does it: FGM has its own length."""
+    from sparring.cli.train_text import TextTrainSettings, build
+
+    assert main(["train", "--task", "text", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "left out: 1/16 of a word vector's length, and 1 for fgm" in told
+    assert "both: of the adversarial one" in told
+    tokenizer = build_tokenizer([text for text, _ in ROWS])
+    network = zoo.build("lstm", vocabulary=tokenizer.get_vocab_size(), embedding=8, hidden=8)
+    model = TextClassifier(network, tokenizer, 2)
+    eps = pytest.approx(model.vector_length() / 16, rel=1e-2)
+    for strategy, expected in {"adversarial": eps, "vat": eps, "both": eps, "fgm": 1.0}.items():
+        made = build(TextTrainSettings(strategy=strategy), model)
+        assert made.settings()["eps"] == expected, strategy
+    both = build(TextTrainSettings(strategy="both", weight=3.0), model)
+    assert (both.settings()["weight"], both.parts[0].weight) == (3.0, 1.0)

@@ -18,7 +18,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from sparring.cli import config
-from sparring.cli.console import speaks
+from sparring.cli.console import speaks, warnings_as_notes
 from sparring.cli.settings import Settings
 from sparring.cli.values import did_you_mean
 
@@ -132,10 +132,12 @@ def _run(tokens: list[str], command: str) -> int:
     if settings.print_config:
         sys.stdout.write(config.text(settings, command))
         return DONE
+    told = contextlib.nullcontext() if settings.debug else warnings_as_notes()  # --debug shows where they come from
     if not settings.json:
-        outcome: Outcome = function(*bound.args, **bound.kwargs)
+        with told:
+            outcome: Outcome = function(*bound.args, **bound.kwargs)
         return outcome.code if speaks() else DONE  # torchrun ends all processes at the first that fails
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), told:
         outcome = function(*bound.args, **bound.kwargs)
     if not speaks():
         return DONE

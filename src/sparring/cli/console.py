@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,14 @@ def say(message: str, style: str | None = None) -> None:
 def note(message: str) -> None:
     """One line about what is going on, beside the result."""
     err().print(message, style="dim", soft_wrap=True, markup=False)
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Python's warnings in one line each, without the place in a source file that they come from."""
+    with warnings.catch_warnings():  # which puts `showwarning` back
+        warnings.showwarning = lambda message, *_, **__: note(" ".join(str(message).split()))
+        yield
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:

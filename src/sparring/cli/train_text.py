@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: cyclopts reads the annotations of inherited fields as they stand.
 
+import inspect
 import re
 import shlex
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from sparring.cli import models
+from sparring.cli import begun, models, train_tables
 from sparring.cli.app import Outcome, Stopped
 from sparring.cli.console import note, say, speaks, table
 from sparring.cli.settings import DATA, MANY, MODEL, RUN, SeedSettings
@@ -33,6 +34,8 @@ TAKES = {
     "smart": ("SMART", ("weight", "steps", "step_size")),
 }
 """The class behind a name, and which options are its own."""
+SMOOTH = ("vat", "both")
+"""Those that learn from texts without labels."""
 
 
 @Parameter(name="*")
@@ -53,7 +56,8 @@ class TextTrainSettings(SeedSettings):
     skip_bad: Annotated[bool, DATA] = False
     """Leave out rows without a text or a label, and name them, instead of stopping."""
     unlabelled: Annotated[str | None, DATA] = None
-    """Texts to learn from without their labels (vat, both, --pretrain), in the forms of --data, or one text a line (.txt)."""
+    """Texts to learn from without labels (vat, both, --pretrain): a table, whose labels nobody reads, if it has any, or one
+    text a line (.txt), or a name."""
     model: Annotated[str, MODEL] = "lstm"
     """lstm, or a folder of a Hugging Face model."""
     model_args: Annotated[list[str], MODEL, MANY] = field(default_factory=list)
@@ -67,10 +71,11 @@ class TextTrainSettings(SeedSettings):
     strategy: Annotated[str, STRATEGY] = "adversarial"
     """standard, adversarial (Miyato), vat, both, fgm, freelb, smart (docs/text.md)."""
     eps: Annotated[float | None, STRATEGY] = None
-    """L2 length of a perturbation, over all word vectors of a text (fgm: of the matrix); left out: 1/16 of a word vector's
-    length. (Miyato's 5, for vectors of 256 normalised numbers, is 5/16, behind pre-training.)"""
+    """L2 length of a perturbation, over all word vectors of a text (fgm: Frobenius norm, of the matrix). Of adversarial, vat,
+    both, fgm; left out: 1/16 of a word vector's length, and 1 for fgm. (Miyato's 5, for vectors of 256 normalised numbers, is
+    5/16, behind pre-training.)"""
     weight: Annotated[float | None, STRATEGY] = None
-    """Of the term that the strategy adds."""
+    """Of the term that adversarial, vat or smart adds; both: of the adversarial one, beside which the virtual one has 1."""
     steps: Annotated[int | None, STRATEGY] = None
     """freelb, smart: ascent steps a batch."""
     step_size: Annotated[float | None, STRATEGY] = None
@@ -114,29 +119,43 @@ def train_text(settings: TextTrainSettings = DEFAULT) -> Outcome:
     _check(settings)
     import torch
 
-    from sparring import data
     from sparring.training import fit
     from sparring.training.history import Bar
+    from sparring.training.settings import check
 
-    columns: dict[str, Any] = {"encoding": settings.encoding, "skip_bad": settings.skip_bad}
-    columns |= {"text_column": settings.text_column, "label_column": settings.label_column}
-    texts = data.open_texts(settings.data, "train", **columns)
-    if texts.skipped:
-        more = f" (and {len(texts.skipped) - 1} more)" if len(texts.skipped) > 1 else ""
-        note(f"left out: {texts.skipped[0]}{more}")
-    held: Any = None
-    if settings.validation not in (None, "none"):
-        held = data.open_texts(settings.validation, "validation", **columns, classes=texts.classes)
-    elif settings.validation is None and settings.data in data.TEXT_NAMES:
-        held = data.open_texts(settings.data, "validation")
-    others = [] if settings.unlabelled is None else _unlabelled(settings, columns)
+    texts, held, others = train_tables.read(settings)
     device = models.pick_device(settings.device)
     torch.manual_seed(settings.seed)
     classifier = _classifier(settings, texts, [*texts.texts, *others]).to(device)
-    _tell_unknown(classifier, held if held is not None else texts)
     out = settings.out or Path("sparring-train") / _slug(settings)
+    call = _call(settings, classifier, texts, held, others, out)
+    check(call.arguments)  # what can't be is said before the folder is touched
+    with begun.Folder(out, begun.began(settings, classifier, texts, held, others)).entered(settings.fresh) as folder:
+        train_tables.tell_unknown(classifier, held if held is not None else texts)
+        watch = Watch()
+        with Bar() as show:
+            try:
+                shown = watch.then(None if settings.quiet else show)
+                if settings.pretrain:
+                    _pretrain(settings, classifier, [*texts.texts, *others], out, shown)
+                result = fit(*call.args, **{**call.kwargs, "progress": shown})
+            except KeyboardInterrupt:
+                raise Stopped(f"{watch.text()} is kept in {out}; the same command goes on from there") from None
+        return _tell(settings, classifier, result, folder, watch.last is None and result.finished)
+
+
+def _call(
+    settings: TextTrainSettings,
+    classifier: "TextClassifier",
+    texts: "LabelledTexts",
+    held: "LabelledTexts | None",
+    others: list[str],
+    out: Path,
+) -> inspect.BoundArguments:
+    """What `fit` is called with."""
+    from sparring.training import fit
+
     strategy = build(settings, classifier)
-    watch = Watch()
     learned = _loader(settings, classifier, *classifier.tensors(texts.texts, texts.labels))
     given: dict[str, Any] = {"validation": settings.validation != "none" and None}
     if held is not None:
@@ -145,19 +164,13 @@ def train_text(settings: TextTrainSettings = DEFAULT) -> Outcome:
         both = classifier.numbers([*texts.texts, *others])  # in the paper the labelled texts are among them
         given |= {"unlabelled": _loader(settings, classifier, both), "unlabelled_batch_size": settings.batch_size}
     names = ("epochs", "batch_size", "weight_decay", "max_grad_norm", "precision", "save_every", "time_limit", "seed")
-    with Bar() as show:
-        try:
-            shown = watch.then(None if settings.quiet else show)
-            if settings.pretrain:
-                _pretrain(settings, classifier, [*texts.texts, *others], out, shown)
-            result = fit(
-                classifier, learned, strategy, optimizer="adamw" if settings.weight_decay else "adam",
-                lr=_rate(settings), validation_samples=None, health=False, out=out,
-                resume=not settings.fresh, progress=shown, **given, **{name: getattr(settings, name) for name in names},
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            raise Stopped(f"{watch.text()} is kept in {out}; the same command goes on from there") from None
-    return _tell(settings, classifier, result, out, watch.last is None)
+    call = inspect.signature(fit).bind(
+        classifier, learned, strategy, optimizer="adamw" if settings.weight_decay else "adam", lr=_rate(settings),
+        validation_samples=None, health=False, out=out, resume=not settings.fresh,
+        **given, **{name: getattr(settings, name) for name in names},
+    )  # fmt: skip
+    call.apply_defaults()
+    return call
 
 
 def _loader(settings: TextTrainSettings, classifier: "TextClassifier", *tensors: Any) -> Any:
@@ -181,6 +194,11 @@ def _check(settings: TextTrainSettings) -> None:
         if getattr(settings, name) is not None and name not in takes:
             takers = ", ".join(other for other, (_, options) in TAKES.items() if name in options)
             raise ValueError(f"--{name.replace('_', '-')} is no setting of {settings.strategy}, but of {takers}")
+    if settings.unlabelled is not None and settings.strategy not in SMOOTH and not settings.pretrain:
+        raise ValueError(
+            f"--unlabelled: {settings.strategy} learns nothing from texts without labels; --strategy vat and both do, and "
+            "--pretrain"
+        )
     if settings.model != "lstm" and not Path(settings.model).expanduser().is_dir():
         raise ValueError(f"--model {settings.model!r}: expected lstm, or the folder of a Hugging Face model")
     if settings.model != "lstm" and (settings.pretrain or settings.model_args):
@@ -227,35 +245,6 @@ def _classifier(settings: TextTrainSettings, texts: "LabelledTexts", known: list
     return made
 
 
-def _tell_unknown(classifier: "TextClassifier", texts: "LabelledTexts") -> None:
-    """Say how much of what it will be tried on it can't read."""
-    unknown = classifier.tokens.unknown_id
-    if unknown is None:
-        return
-    x = classifier.encode(texts.texts)
-    share = float((x.words & (x.ids == unknown)).sum() / x.words.sum().clamp_min(1))
-    if share > 0.05:
-        note(f"{share:.0%} of the words of {texts.name} are not in the vocabulary: they all read as [UNK]")
-
-
-def _unlabelled(settings: TextTrainSettings, columns: dict[str, Any]) -> list[str]:
-    from sparring import data
-
-    assert settings.unlabelled is not None
-    path = Path(settings.unlabelled).expanduser()
-    if settings.unlabelled in data.TEXT_NAMES or path.suffix != ".txt":
-        return data.open_texts(settings.unlabelled, "train", **columns).texts
-    if not path.is_file():
-        raise FileNotFoundError(f"--unlabelled {path}: no such file")
-    try:
-        lines = path.read_text(settings.encoding).splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(
-            f"--unlabelled {path} is no {settings.encoding}: say which encoding it has (--encoding)"
-        ) from None
-    return [line.strip() for line in lines if line.strip()]
-
-
 def _pretrain(
     settings: TextTrainSettings, classifier: "TextClassifier", texts: list[str], out: Path, show: Any
 ) -> None:
@@ -266,17 +255,18 @@ def _pretrain(
         return
     say(f"Pre-training as a language model of {len(texts):,} texts:")
     result = pretrain(
-        classifier, texts, epochs=settings.pretrain, lr=2e-3, seed=settings.seed, out=out / "language", progress=show,
+        classifier, texts, epochs=settings.pretrain, lr=2e-3, seed=settings.seed, out=out / begun.LANGUAGE, progress=show,
         resume=not settings.fresh, save_every=settings.save_every,
     )  # fmt: skip
     say(f"It foretells {result.history[-1].accuracy or 0:.1%} of the next words. Now the classes:")
 
 
 def _tell(
-    settings: TextTrainSettings, classifier: "TextClassifier", result: "FitResult", out: Path, old: bool
+    settings: TextTrainSettings, classifier: "TextClassifier", result: "FitResult", folder: begun.Folder, old: bool
 ) -> Outcome:
     from sparring.data import TEXT_NAMES
 
+    out = folder.path
     if old:
         note(f"{out} already holds this training, finished: nothing was learned again (--fresh starts anew)")
     if result.history:
@@ -284,8 +274,8 @@ def _tell(
         table([epoch_row(name, epoch) for name, epoch in rows.items() if epoch is not None])
     if result.best_weights is not None:
         result.load_best(classifier)
-    if speaks():  # of many processes one
-        classifier.save(out)
+    if speaks() and not (old and folder.written()):  # of many processes one; of a finished training nothing changes
+        folder.keep(classifier, result.finished)
     seconds = sum(epoch.seconds for epoch in result.history)
     say(
         f"{seconds:.0f} s of training. The classifier ({'best' if result.best else 'last'} epoch), history and log: {out}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from sparring.data.bundle import BUNDLED
 from sparring.data.catalogue import roots
-from sparring.data.textfile import Row, TableError, read_table
+from sparring.data.textfile import Row, TableError, read_lines, read_table
 
 DEFAULT = "sms-spam"
 SPLITS = ("train", "validation", "test")
@@ -85,11 +85,9 @@ def open_texts(
             raise ValueError(f"{name} brings its own columns and classes: leave {given[0]} out")
         texts, labels, known = SETS[name](split)
         return LabelledTexts(texts, labels, list(known), f"{name} ({split})", told)
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"{name}: no such file, nor a known name ({', '.join(TEXT_NAMES)})")
+    path = _file(name)
     try:
-        rows, skipped = read_table(path, text_column, label_column, encoding, skip_bad)
+        rows, skipped = read_table(path, text_column, label_column, encoding, skip_bad, classes=classes or ())
     except TableError as error:
         raise ValueError(f"{path}: {error}") from None
     found = sorted({row.label for row in rows}, key=_as_number)
@@ -107,6 +105,43 @@ def open_texts(
     return LabelledTexts(
         [row.text for row in rows], [classes.index(row.label) for row in rows], classes, path.name, told, tuple(skipped)
     )
+
+
+def open_unlabelled_texts(
+    spec: str | os.PathLike[str],
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    encoding: str = "utf-8",
+    skip_bad: bool = False,
+) -> tuple[list[str], tuple[str, ...]]:
+    """Texts alone, and rows that were left out: the training part of a named set, a table with or without labels, which
+    nobody reads, or a .txt file of one text a line.
+
+    label_column: a table's column that is no text, if it is there. The rest is as for `open_texts`, errors too.
+
+    >>> texts, skipped = open_unlabelled_texts("sms-spam")
+    >>> len(texts), skipped
+    (4458, ())
+    """
+    name = os.fspath(spec)
+    if name in SETS:
+        return SETS[name]("train")[0], ()
+    path = _file(name)
+    try:
+        if path.name.removesuffix(".xz").endswith(".txt"):
+            return read_lines(path, encoding), ()
+        rows, skipped = read_table(path, text_column, label_column, encoding, skip_bad, labelled=False)
+    except TableError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return [row.text for row in rows], tuple(skipped)
+
+
+def _file(name: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{name}: no such file, nor a known name ({', '.join(TEXT_NAMES)})")
+    return path
 
 
 def _as_number(label: str) -> tuple[bool, int, str]:
@@ -205,4 +240,4 @@ SETS: dict[str, Callable[[str], Named]] = {
 }
 TEXT_NAMES = tuple(SETS)
 
-__all__ = ["TEXT_NAMES", "LabelledTexts", "Row", "open_texts"]
+__all__ = ["TEXT_NAMES", "LabelledTexts", "Row", "open_texts", "open_unlabelled_texts"]

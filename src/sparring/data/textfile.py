@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import lzma
+import re
+import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +15,8 @@ from pathlib import Path
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "message", "comment", "body", "tweet", "document", "phrase")
 LABEL_COLUMNS = ("label", "class", "sentiment", "category", "target", "polarity", "labels", "y", "spam")
 FIELD = 1 << 24  # characters of one text
+NAME = 40  # characters of a column's name, at most
+FEW = 100  # classes: with more of them, one that comes once is nothing strange
 
 
 class TableError(ValueError):
@@ -34,8 +39,11 @@ def read_table(
     encoding: str,
     skip_bad: bool,
     more: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    labelled: bool = True,
 ) -> tuple[list[Row], list[str]]:
-    """Rows of a table, and those that were left out. more: columns that are joined to the text.
+    """Rows of a table, and those that were left out. more: columns that are joined to the text. classes: those that are known.
+    labelled: False for texts alone, whose column of labels, if there is one, is not read.
 
     TableError, in one line, for what can't be read.
     """
@@ -43,6 +51,8 @@ def read_table(
     table = [row for _, row in numbered]
     if not table:
         raise TableError("it is empty")
+    if not labelled and label_column not in table[0]:
+        label_column = None  # told for another table
     header = _header(table, text_column, label_column)
     names = table[0] if header else None
     body = table[1:] if header else table
@@ -51,18 +61,22 @@ def read_table(
     width = len(table[0])
     label = _column(label_column, names, LABEL_COLUMNS, width, "label")
     text = _column(text_column, names, TEXT_COLUMNS, width, "text")
-    if label is None or text is None:
-        label, text = _guess(body, names, label, text)
+    if text is None or (labelled and label is None):
+        text, label = _guess(body, names, text, label, labelled)
+    if labelled and not header:
+        _check_first(body, text, label, classes)
     columns = [text, *(int(name) for name in more)]
+    needed = columns if label is None or not labelled else [label, *columns]
     rows: list[Row] = []
     bad: list[str] = []
     for number, row in numbered[1:] if header else numbered:
-        if len(row) <= max(label, *columns) or any(part.strip() for part in row[width:]):
+        if len(row) <= max(needed) or any(part.strip() for part in row[width:]):
             commas = ": quote texts that hold commas" if len(row) > width and not path.name.endswith(".tsv") else ""
             bad.append(f"row {number} has {len(row)} columns, expected {width}{commas}")
             continue
-        content, what = " ".join(row[i].strip() for i in columns).strip(), row[label].strip()
-        if not content or not what:
+        content = " ".join(row[i].strip() for i in columns).strip()
+        what = row[label].strip() if labelled and label is not None else ""
+        if not content or (labelled and not what):
             bad.append(f"row {number} has an empty {'label' if content else 'text'}")
             continue
         rows.append(Row(number, content, what))
@@ -137,18 +151,43 @@ def _column(told: str | None, names: Sequence[str] | None, usual: Sequence[str],
 
 
 def _guess(
-    body: Sequence[Sequence[str]], names: Sequence[str] | None, label: int | None, text: int | None
-) -> tuple[int, int]:
+    body: Sequence[Sequence[str]], names: Sequence[str] | None, text: int | None, label: int | None, labelled: bool
+) -> tuple[int, int | None]:
     """Of the columns that are not known: the text is the one with the most letters, the label the one with fewest values."""
     whole = [row for row in body if len(row) == len(body[0])]
     columns = [[row[i] for row in whole] for i in range(len(body[0]))]
     free = [i for i in range(len(columns)) if i not in (label, text)]
-    if len(free) < (label is None) + (text is None):
+    if len(free) < (labelled and label is None) + (text is None):
         shown = ", ".join(map(str, names)) if names is not None else f"{len(columns)} column"
-        raise TableError(f"it has {shown}: expected a column of texts and one of labels")
+        raise TableError(f"it has {shown}: expected a column of texts{' and one of labels' if labelled else ''}")
     if text is None:
         text = max(free, key=lambda i: sum(map(len, columns[i])))
         free.remove(text)
-    if label is None:
+    if labelled and label is None:
         label = min(free, key=lambda i: len(set(columns[i])))
-    return label, text
+    return text, label
+
+
+def _check_first(body: Sequence[Sequence[str]], text: int, label: int | None, classes: Sequence[str]) -> None:
+    """TableError where the first row of a table without a header may well be one: a short text, and a label, no number, that
+    does not come again, while each of the others does. Else a column's name would be a class."""
+    assert label is not None
+    if len(body[0]) <= max(text, label):
+        return
+    name, first = body[0][text].strip(), body[0][label].strip()
+    others = Counter(row[label].strip() for row in body[1:] if len(row) > label and row[label].strip())
+    alone = bool(first) and first not in others and first not in classes and not re.fullmatch(r"[-+.\d]+", first)
+    if alone and len(name) <= NAME and 0 < len(others) <= FEW and min(others.values()) > 1:
+        columns = f"--text-column {shlex.quote(name)} --label-column {shlex.quote(first)}"
+        raise TableError(
+            f"row 1 looks like a header, as no other row has its label, {first!r}: name the columns ({columns}), or take the "
+            "row out"
+        )
+
+
+def read_lines(path: Path, encoding: str) -> list[str]:
+    """The lines of a file that are not empty. TableError, in one line, for what can't be read."""
+    lines = [line.strip() for line in _decoded(path, encoding).splitlines() if line.strip()]
+    if not lines:
+        raise TableError("it is empty")
+    return lines

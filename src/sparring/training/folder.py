@@ -57,7 +57,11 @@ class Folder:
             )
         if state is None:
             return False
-        checkpoint.check_identity(path, state["identity"], self.identity)
+        earlier = state["identity"]
+        now = {
+            name: value for name, value in self.identity.items() if name != "data" or name in earlier
+        }  # it came later
+        checkpoint.check_identity(path, earlier, now)
         if len(state["ranks"]) != run.crew.size:
             raise ValueError(
                 f"{self.path} holds a training by {len(state['ranks'])} processes, now {run.crew.size}: go on with as many"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,9 +83,22 @@ def identity(given: dict[str, Any], callbacks: Sequence[Any], feed: Feed, model:
         "callbacks": [type(callback).__name__ for callback in callbacks],
         "batch_size": feed.batch_size,
         "samples": len(feed.numbers),
+        "data": _digest(feed),
         "unlabelled": [feed.others.available, feed.others.batch_size] if isinstance(feed, Pairs) else None,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+
+
+def _digest(feed: Feed) -> str | None:
+    """Which samples they are, where they are in memory: by their labels, and their tokens where they are texts. Floats may be
+    rounded otherwise on another machine, where a training may well go on."""
+    if feed.memory is None:
+        return None
+    x, y = feed.memory
+    hasher = hashlib.sha256(y.cpu().numpy().tobytes())
+    if not x.is_floating_point():
+        hasher.update(x.cpu().numpy().tobytes())
+    return f"{len(y)} samples, sha256 {hasher.hexdigest()[:12]}"
 
 
 def _told(value: Any) -> Any:
