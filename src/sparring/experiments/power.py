@@ -145,7 +145,8 @@ def _turning(axes: Axes, turns: Sequence[Turn]) -> None:
             (0, 0),
             arrowprops={"arrowstyle": "->", "color": color, "alpha": fade, "lw": 1.6},
         )
-    axes.update_datalim([(-1.1, -1.1), (1.1, 1.1)])  # fixed limits would be overruled by the equal scales, with a warning
+    # fixed limits would be overruled by the equal scales, with a warning
+    axes.update_datalim([(-1.1, -1.1), (1.1, 1.1)])
     axes.autoscale_view()
     axes.set_xlabel("first number of x")
     axes.set_ylabel("second number of x")
