@@ -263,6 +263,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 )
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.set_xlabel("minutes")
         axes.set_ylabel("validation error, %")
         style.title(axes, name)

@@ -1,0 +1,43 @@
+"""What BENCHMARKS.md says of few labels and of fine-tuned transformers is what the kept rows give."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def printed(script: str, rows: Path) -> list[str]:
+    """The lines of the tables that the script makes of these rows, without those of headers."""
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "table", "--out", str(rows)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    return [line for line in lines if not line.startswith(("| task", "| strategy"))]
+
+
+@pytest.mark.parametrize(("script", "rows", "least"), [("vat.py", "vat.jsonl", 2), ("text.py", "text.jsonl", 10)])
+def test_the_tables_are_those_of_the_rows(script: str, rows: str, least: int) -> None:
+    lines = printed(script, RESULTS / rows)
+    page = (ROOT / "BENCHMARKS.md").read_text("utf-8")
+    assert len(lines) >= least
+    assert [line for line in lines if line not in page] == []
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.jsonl")), ids=lambda file: file.stem)
+def test_rows_are_whole_and_say_where_they_come_from(file: Path) -> None:
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    final = [row for row in rows if row.get("kind", "final") == "final"]
+    assert final
+    for row in final:
+        machine = row.get("machine", row)
+        assert machine["torch"]
+        assert machine["cpu"]
+        assert isinstance(row["seed"], int)
+    assert '"/' not in file.read_text("utf-8"), "no path of a machine"
