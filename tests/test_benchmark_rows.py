@@ -17,7 +17,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 def printed(script: str, rows: Path) -> list[str]:
     """The lines of the tables that the script makes of these rows, without those of headers."""
     command = [sys.executable, str(ROOT / "benchmarks" / script), "table", "--out", str(rows)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
     return [line for line in lines if not line.startswith(("| task", "| strategy"))]
 

@@ -90,6 +90,11 @@ class Statistics:
         return "eval" if self.policy == "eval" or (self.policy == "auto" and self.agrees) else "batch"
 
     @property
+    def mixes(self) -> bool:
+        """Whether, while crafting, a sample's answer depends on the others of its batch."""
+        return self.mode == "batch" and bool(self._layers)
+
+    @property
     def apart(self) -> bool:
         """ "auto": whether running and batch statistics clearly disagree now."""
         return self.drift is not None and self.drift.forwards > 0 and self._worst(self.drift) >= DISAGREE

@@ -25,6 +25,7 @@ from sparring.training.history import Bar, Epoch, Progress, Show, check_loggers,
 from sparring.training.limits import Limits
 from sparring.training.modes import as_in_training
 from sparring.training.optimizing import Optimizer, Rates, Schedule, Tuning
+from sparring.training.parts import begin_anew
 from sparring.training.run import Run
 from sparring.training.settings import check, identity, precision_of
 from sparring.training.strategy import Strategy
@@ -116,6 +117,7 @@ def fit(
     model: maps float inputs (B, *S) to logits (B, C). One whose root is in eval mode is switched to train mode; one in train
     mode is taken as it stands, so a frozen BatchNorm stays frozen. Frozen parameters do not learn. Modes,
     `requires_grad` and the global random states are as before afterwards; `.grad` is None.
+    strategy: begins anew with each fit, whatever it has learned before; only a training that is resumed goes on with its state.
     data: (x, y) tensors, a map-style Dataset of (x, label), or a DataLoader, whose own sampler, collation and workers are
     used. What a data set draws at random is keyed by (seed, epoch, sample). Samples keep their numbers in the data set.
     unlabelled: samples to learn from without labels, for `sp.VAT` or with `sp.VirtualAdversarial` round a strategy: a tensor x,
@@ -177,6 +179,8 @@ def fit(
             raise ValueError(f"processes were given {sorted(amounts)} samples: expected all of the data in each")
         held, said = prepare(validation, feed, strategy, validation_attack, validation_samples)
         tuning = Tuning(model, freeze, head, head_epochs, body_lr)
+        if strategy.batches:
+            begin_anew(strategy)
         model.to(place, memory_format=torch.channels_last) if channels_last else model.to(place)  # type: ignore[call-overload]
         feed.to(place)
         owners = {"model": model, **{name: module.to(place) for name, module in strategy.modules().items()}}
@@ -217,8 +221,7 @@ def fit(
             run.note(said)
         finished = run.go()
         limits.ask_on()
-        if finished:
-            core(model).load_state_dict(run.weights())
+        core(model).load_state_dict(run.weights())
     return FitResult(
         tuple(run.history), run.best, run.best_weights, run.strategy, finished,
         tuple(note["text"] for note in run.notes), None if folder is None else folder.path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -39,3 +39,14 @@ class Part:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         return None
+
+
+def begin_anew(strategy: Strategy) -> None:
+    """The strategy, and each part round it, as it was made: nothing of an earlier training (statistics, averages, kept
+    perturbations, passes) is carried over to the next."""
+    parts = strategy.parts
+    for part in parts:
+        if is_dataclass(part):
+            vars(part).update(vars(replace(part)))
+    vars(strategy).update(vars(replace(strategy)))
+    strategy.parts = parts

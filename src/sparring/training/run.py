@@ -77,12 +77,11 @@ class Run:
         }
         self._hooks = [hook for callback in self.callbacks if (hook := getattr(callback, "after_step", None))]
         self._bad = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._flags = torch.zeros(
-            3, dtype=torch.float64, device=self.device
-        )  # not finite, stop, save: of all processes
+        # not finite, stop, save: of all processes
+        self._flags = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._on_cpu = self.device.type == "cpu"
         self._since = self._shown = time.monotonic()
-        self._rolled = False
+        self._rolled = self._midway = False
         self._first = 0  # where this start began
 
     @property
@@ -92,19 +91,20 @@ class Run:
 
     def go(self) -> bool:
         """To the end, True; or until something asks to stop."""
+        self._midway = self.good is None and self.position > 0
         self.good = self._snapshot() if self.good is None else self.good
         self._first = self.step
         while self.epoch < self.epochs:
             self._since = time.monotonic()
             try:
-                with self.tuning.applied(self.epoch):
-                    finished = self._learn()
+                with self.tuning.applied(self.epoch):  # also where statistics are taken anew and callbacks look
+                    if finished := self._learn():
+                        self._close()
             except NotFinite as found:
                 self._fail(found)
             if not finished:
                 self.keep(self)
                 return False
-            self._close()
         return True
 
     def note(self, text: str) -> None:
@@ -121,12 +121,15 @@ class Run:
             optimizer.load_state_dict(good["optimizers"][name])
         for part, state in zip(self.strategy.parts, good["parts"]):
             part.load_state_dict(state)
+        for name, module in self.strategy.modules().items():
+            module.load_state_dict(good["modules"][name])
         self._rolled = True
 
     def _snapshot(self) -> dict[str, Any]:
+        own = {"model": self.model.state_dict(), "parts": [part.state_dict() for part in self.strategy.parts]}
         optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
-        parts = [part.state_dict() for part in self.strategy.parts]
-        return dict(copied({"model": self.model.state_dict(), "optimizers": optimizers, "parts": parts}))
+        others = {name: module.state_dict() for name, module in self.strategy.modules().items()}
+        return dict(copied({**own, "modules": others, "optimizers": optimizers}))
 
     @contextmanager
     def deployed(self) -> Iterator[None]:
@@ -257,7 +260,7 @@ class Run:
         where = f"after epoch {len(self.history)}" if self.history else "before training"
         raise FloatingPointError(
             f"the loss is {found.value} in epoch {found.epoch + 1}, batch {found.batch + 1}: lower lr, or clip with "
-            f"max_grad_norm; the weights are as they were {where}"
+            f"max_grad_norm; the weights are as they were {'where this start began' if self._midway else where}"
         ) from None
 
     def _close(self) -> None:
@@ -271,7 +274,7 @@ class Run:
         self.history.append(row)
         if row.score is not None and (self.best is None or row.score >= (self.best.score or ())):
             self.best, self.best_weights = row, self.weights()
-        self._rolled = False
+        self._rolled = self._midway = False
         for callback in self.callbacks:
             callback.after_epoch(self)
         self.show(self.progress())

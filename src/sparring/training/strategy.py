@@ -156,7 +156,8 @@ class Strategy:
         self.batches = 0
         self.summed = 1  # passes whose gradients one step of the optimiser adds up
         self.is_aside = False
-        self._classes: int | None = None
+        self._classes: int | None = None  # of the model, by its id
+        self._known = 0
 
     @property
     def name(self) -> str:
@@ -191,6 +192,8 @@ class Strategy:
 
         Raises TypeError or ValueError, in one line, for a batch that cannot be learned from.
         """
+        if self._known != id(model):
+            self._known, self._classes = id(model), None
         batch = self._checked(batch)
         self.statistics.check(model, batch.x)
         if self.bn == "split" and not self.splits and layers(model):
@@ -295,7 +298,10 @@ class Strategy:
         """What the attack makes of these samples, (B, *S); start: (B, *S) where it begins, if not where it would itself."""
         seed = self.draw_seed(batch)
         with self.crafting(model, batch) as borrowed:
-            return craft(attack, borrowed, batch.x, batch.y, indices=batch.indices, seed=seed, start=start)
+            together = self.statistics.mixes  # samples that stop early leave no others behind whose statistics differ
+            return craft(
+                attack, borrowed, batch.x, batch.y, indices=batch.indices, seed=seed, start=start, together=together
+            )
 
     def precision(self, x: Tensor) -> AbstractContextManager[Any]:
         """Autocast, where a loop trains in mixed precision."""
