@@ -96,13 +96,13 @@ def test_an_average_is_validated_and_kept_with_statistics_of_its_own() -> None:
         model[0].bias += 3.0  # far from the statistics that a new layer has
     strategy = sp.Standard().with_(sp.EMA(0.8))
     data, held = samples(128), samples(128, seed=1)
-    result = sp.fit(model, data, strategy, epochs=4, batch_size=16, lr=0.05, validation=held, health=False)
+    result = sp.fit(model, data, strategy, epochs=1, batch_size=4, lr=0.05, validation=held, health=False)
     model.eval()
     right = [(model(held[0]).argmax(1) == held[1]).double().mean().item()]
     sp.recalibrate(model, data, sp.Standard())
     right.append((model.eval()(held[0]).argmax(1) == held[1]).double().mean().item())
     assert right[0] == pytest.approx(right[1], abs=0.05)
-    assert right[0] > 0.8
+    assert right[0] > 0.6, "a quarter would be chance"
     assert result.history[-1].validation_accuracy == pytest.approx(right[0])
 
 
