@@ -198,3 +198,23 @@ def test_a_loss_that_is_not_finite_after_a_start_in_mid_epoch_says_where_the_wei
     with pytest.raises(FloatingPointError, match="the weights are as they were where this start began"):
         sp.fit(model, samples(), Poisoned(), **settings)
     assert torch.equal(weights(model), before)
+
+
+@pytest.mark.parametrize("strategy", [sp.Standard(), sp.FGSMTraining(THREAT), sp.Free(THREAT, 2)])
+def test_answers_that_are_no_logits_get_one_line(strategy: Any) -> None:
+    class Speaking(nn.Module):
+        def __init__(self, answer: Any) -> None:
+            super().__init__()
+            self.model, self.answer = network(), answer
+
+        def forward(self, x: Tensor) -> Any:
+            return self.answer(self.model(x))
+
+    cases = (
+        (lambda z: {"logits": z}, TypeError, r"a dict with keys \['logits'\]: name its logits"),
+        (lambda z: z[:, :, None, None], ValueError, "expected one row of logits a sample"),
+        (lambda z: z[:, :1], ValueError, "1 logit a sample"),
+    )
+    for answer, kind, said in cases:
+        with pytest.raises(kind, match=said):
+            [loss.value for loss in strategy.with_()(Speaking(answer), samples())]

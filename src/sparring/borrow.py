@@ -94,7 +94,7 @@ class Borrowed:
         self.cost = 1 + (sum(module.extra for module in self.combined) - before) // max(len(x), 1)
         self.forwards += self.cost * count
         if self.classes is None or not isinstance(logits, Tensor) or logits.shape != (len(x), self.classes):
-            self.classes = _check_logits(logits, len(x), self.classes)
+            self.classes = check_logits(logits, len(x), self.classes)
         return self._first(logits, count) if self.layout.compiled else logits
 
     def _first(self, logits: Tensor, count: int) -> Tensor:
@@ -182,7 +182,7 @@ class Borrowed:
             module.release()
 
 
-def _check_logits(logits: Any, batch: int, classes: int | None) -> int:
+def check_logits(logits: Any, batch: int, classes: int | None = None) -> int:
     """The number of classes; one clear line where this is not (B, C) floating-point logits."""
     if isinstance(logits, Mapping):
         raise TypeError(

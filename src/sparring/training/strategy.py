@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sparring.attacks.base import Attack
 from sparring.attacks.inputs import check_labels
-from sparring.borrow import Borrowed, borrow
+from sparring.borrow import Borrowed, borrow, check_logits
 from sparring.objective import check_label_range
 from sparring.text.encoded import is_tokens
 from sparring.threat import Threat
@@ -313,7 +313,7 @@ class Strategy:
         with self.precision(x), nullcontext() if self.is_aside else self.statistics.learning(model, branch):
             logits: Tensor = model(x)
         if self._classes is None:
-            self._classes = logits.shape[-1]
+            self._classes = check_logits(logits, len(x))
             check_label_range(y, self._classes)
         self.passes.forwards += len(x)
         self.passes.backwards += len(x)
