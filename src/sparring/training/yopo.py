@@ -118,7 +118,7 @@ class YOPO(Strategy):
                 def hamiltonian(seen: Seen, x: Tensor = x, p: Tensor | None = p) -> Tensor:
                     assert p is not None
                     with self.statistics.crafting(model):
-                        return (p * first(x)).sum()
+                        return (p * first(x)).sum().requires_grad_()  # also where f0 is frozen: a backward is called
 
                 self._count(len(x))
                 yield Loss(hamiltonian, update=last)
