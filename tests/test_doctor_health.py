@@ -94,6 +94,36 @@ def test_what_is_safer_than_what(strategy: sp.Strategy, then: list[Any]) -> None
         strategy = following
 
 
+def test_the_same_strategy_with_more_steps_keeps_its_other_settings() -> None:
+    own = {"alpha": 0.25, "random_start": False, "stop_when_fooled": True, "tau": 1, "keep": True, "bn": "batch"}
+    strategy = sp.PGDTraining(THREAT, 1, 0.02, seed=3, label_smoothing=0.1, **own)
+    strategy.crew, strategy.parts = object(), (sp.EMA(0.9),)
+    strategy.kept.put(torch.arange(2), torch.ones(2, 4))
+    following = safer(strategy)
+    assert isinstance(following, sp.PGDTraining)
+    assert following.settings() == {**strategy.settings(), "steps": 2}
+    assert following.kept is strategy.kept, "what was kept for each sample is where it goes on"
+    assert following.crew is strategy.crew, "the processes that train together still do"
+    assert safer(sp.NFGSM(THREAT, step_size=0.02, fraction=0.5, alpha=0.5)).settings()["step_size"] == 0.02  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "said"),
+    [
+        (sp.PGDTraining(THREAT, 1, 0.02, keep=True), "PGDTraining(steps=2) in place of PGDTraining(steps=1)"),
+        (sp.NFGSM(THREAT), "NFGSM(k=4.0) in place of NFGSM(k=2.0)"),
+        (sp.FGSMTraining(THREAT), "NFGSM(k=2.0) in place of FGSMTraining"),
+        (sp.FastFGSM(THREAT, 0.07), "NFGSM(k=2.0) in place of FastFGSM, without its step_size=0.07"),
+        (sp.FastFGSM(sp.L2(1.0), 0.5), "PGDTraining(steps=2) in place of FastFGSM, without its step_size=0.5"),
+        (sp.NFGSM(THREAT, 4.0), "PGDTraining(steps=2) in place of NFGSM(k=4.0)"),
+    ],
+)
+def test_the_note_says_what_changed(strategy: sp.Strategy, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "judge", lambda _, __, history: [OVERFITTED] if len(history) == 2 else [])
+    notes = train(strategy, sp.HealthCheck(16)).notes
+    assert f"the weights are those of the last good epoch; training goes on with {said}" in notes
+
+
 def test_a_resumed_training_has_the_strategy_it_had() -> None:
     class Run:
         strategy = sp.FGSMTraining(THREAT)

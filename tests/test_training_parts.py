@@ -92,6 +92,24 @@ def test_awp_leaves_frozen_weights_alone_and_survives_a_zero_gradient() -> None:
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
 
 
+def test_awp_changes_nothing_where_only_vectors_learn() -> None:
+    """Biases and norms alone, as in some fine-tuning: there is no weight to move."""
+    x, y = samples()
+    model, reference = network("norm"), network("norm")
+    found = []
+    for each, strategy in (
+        (model, sp.PGDTraining(THREAT, 3).with_(sp.AWP(0.1))),
+        (reference, sp.PGDTraining(THREAT, 3)),
+    ):
+        for p in each.parameters():
+            p.requires_grad_(p.ndim == 1)
+        (loss,) = strategy(each, (x, y))
+        loss.value.backward()
+        found.append([p.grad for p in each.parameters() if p.requires_grad])
+    assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))
+    assert loss.seen.right.keys() == {"adversarial"}
+
+
 def test_ema_is_the_weighted_mean_of_all_weights() -> None:
     ema, model = sp.EMA(0.8), network("norm")
     seen = batches(sp.Standard().with_(ema), model, 5)

@@ -190,6 +190,54 @@ def test_the_collapsed_steps_are_the_loops(form: str, norm: object) -> None:
     assert same(*results)
 
 
+def relu(inplace: bool, curved: bool = False) -> nn.Sequential:
+    """As in torchvision's VGG: what follows the first layer may write over the first layer's output."""
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Softplus()) if curved else nn.Conv2d(1, 4, 3)
+    shift = nn.Hardtanh(-0.3, 0.6, inplace=inplace)
+    return nn.Sequential(stem, shift, nn.ReLU(inplace=inplace), nn.Flatten(), nn.Linear(64, 3)).double()
+
+
+STRATEGIES = [
+    (sp.YOPO, {"form": "hamiltonian"}),
+    (sp.YOPO, {"form": "gradient"}),
+    (sp.TRADESYOPO, {}),
+]
+
+
+@pytest.mark.parametrize(("strategy", "settings"), STRATEGIES)
+@pytest.mark.parametrize("collapse", [True, False])
+@pytest.mark.parametrize("curved", [False, True])
+def test_a_layer_that_works_in_place_behind_the_first_changes_nothing(
+    strategy: type[YOPO], settings: dict[str, str], collapse: bool, curved: bool
+) -> None:
+    x, y = samples()
+    made = (strategy(sp.Linf(EPS), 3, 3, first="0", collapse=collapse, **settings) for _ in range(2))  # type: ignore[arg-type]
+    there, apart = (learned(each, relu(inplace, curved), x, y) for each, inplace in zip(made, (True, False)))
+    assert max(float(g.abs().max()) for g in apart) > 1e-3
+    assert same(there, apart, 1e-14)
+
+
+@pytest.mark.parametrize(("strategy", "settings"), STRATEGIES)
+@pytest.mark.parametrize("collapse", [True, False])
+@pytest.mark.parametrize("kind", ["affine", "curved"])
+def test_what_is_frozen_is_spared_and_the_rest_learns_the_same(
+    strategy: type[YOPO], settings: dict[str, str], collapse: bool, kind: str
+) -> None:
+    """A first layer alone, and all but the head."""
+    x, y = samples()
+    whole = network(kind)
+    learned(strategy(sp.Linf(EPS), 2, 2, first="first", collapse=collapse, **settings), whole, x, y)  # type: ignore[arg-type]
+    for part in ("rest", "rest.2"):
+        model = network(kind).requires_grad_(False)
+        model.get_submodule(part).requires_grad_(True)
+        for loss in strategy(sp.Linf(EPS), 2, 2, first="first", collapse=collapse, **settings)(model, (x, y)):  # type: ignore[arg-type]
+            loss.value.backward()
+        for there, here in zip(whole.parameters(), model.parameters(), strict=True):
+            assert (here.grad is not None) == here.requires_grad
+            assert here.grad is None or (here.grad - there.grad).abs().max() < 1e-14  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("form", ["hamiltonian", "gradient"])
 @pytest.mark.parametrize("kind", ["affine", "curved"])
 def test_scaled_losses_change_nothing(form: str, kind: str) -> None:

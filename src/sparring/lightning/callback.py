@@ -15,7 +15,7 @@ from sparring.checks import check_whole
 from sparring.lightning import states
 from sparring.lightning.batches import Fields, Names, learned, places
 from sparring.lightning.limits import refuse
-from sparring.lightning.measuring import casting, measured, precision, short_attack
+from sparring.lightning.measuring import joined, measured, precision, short_attack
 from sparring.lightning.reading import check_forward, network_in
 from sparring.threat import Threat
 from sparring.training.strategy import Batch, Strategy
@@ -116,7 +116,7 @@ class Sparring(Host):
         strategy.statistics.check(model, x)
         strategy.batches += 1
         some = asked if strategy.fraction == 1 else first(asked, round(strategy.fraction * len(y)))
-        with casting(strategy, precision(trainer), x):
+        with joined(strategy, trainer, x):
             made = strategy.examples(model, some) if len(some.y) else None
         return batch if made is None else fields.put(batch, torch.cat([made, asked.x[len(made) :]]))
 

@@ -1,4 +1,4 @@
-"""Clean and robust accuracy of one batch, wherever Lightning asks: also inside inference mode and autocast."""
+"""One batch in a Trainer: learned from with its precision and processes, or measured, wherever Lightning asks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from sparring.attacks import PGD
 from sparring.attacks.base import Attack
 from sparring.borrow import borrow
+from sparring.evaluation.together import Team
 from sparring.threat import Threat
 from sparring.training.settings import PRECISIONS
 from sparring.training.strategy import Strategy
+from sparring.training.team import Crew
 from sparring.training.validation import STEPS
 
 
@@ -26,14 +28,21 @@ def precision(trainer: Any) -> torch.dtype | None:
 
 
 @contextmanager
-def casting(strategy: Strategy, dtype: torch.dtype | None, x: Tensor) -> Iterator[None]:
-    """The strategy in mixed precision: it puts the network under autocast, and nothing else, so the Trainer's own is off."""
-    before, strategy.autocast = strategy.autocast, dtype
+def joined(strategy: Strategy, trainer: Any, x: Tensor) -> Iterator[None]:
+    """For one batch the strategy has the Trainer's mixed precision and processes.
+
+    It puts the network under autocast, and nothing else, so the Trainer's own is off. What it keeps for samples, and AWP's
+    step, it shares with the others.
+    """
+    before = strategy.autocast, strategy.crew
+    rank, size = trainer.global_rank, trainer.world_size  # of Lightning's own process group
+    strategy.autocast = precision(trainer)
+    strategy.crew = Crew(Team(rank, size, None)) if size > 1 else None
     try:
         with torch.autocast(x.device.type, enabled=False):
             yield
     finally:
-        strategy.autocast = before
+        strategy.autocast, strategy.crew = before
 
 
 @contextmanager

@@ -13,17 +13,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparring.attacks.base import Attack
-from sparring.evaluation.together import Team
 from sparring.lightning import states
 from sparring.lightning.batches import Fields, Names, learned, parted, places
 from sparring.lightning.limits import refuse, refuse_by_hand
-from sparring.lightning.measuring import casting, measured, precision, short_attack
+from sparring.lightning.measuring import joined, measured, precision, short_attack
 from sparring.training import fit, optimizing
 from sparring.training.averaging import Average
 from sparring.training.optimizing import Optimizer, Rates, Schedule, Tuning
 from sparring.training.settings import check
 from sparring.training.strategy import Batch, Loss, Strategy
-from sparring.training.team import Crew, bare
+from sparring.training.team import bare
 from sparring.training.validation import threat_of
 
 if TYPE_CHECKING:
@@ -139,11 +138,6 @@ class Adversarial(Host):
     def on_fit_start(self) -> None:
         if not self.model.training:
             self.model.train()
-        size = self.trainer.world_size  # of Lightning's own process group
-        self.strategy.crew = Crew(Team(self.global_rank, size, None)) if size > 1 else None
-
-    def on_fit_end(self) -> None:
-        self.strategy.crew = None
 
     def on_train_epoch_start(self) -> None:
         trainer, schedule, warmup = self.trainer, self.settings["schedule"], self.settings["warmup"]
@@ -171,7 +165,7 @@ class Adversarial(Host):
         self._rates.set(self._done(batch_idx + 1 - self._held / 2))
         sums: dict[str, tuple[Tensor, int]] = {}
         updates = 0
-        with casting(self.strategy, precision(trainer), x):
+        with joined(self.strategy, trainer, x):
             for loss in self.strategy(self.model, Batch(x, y, indices, extras=extras)):
                 self._backward(loss, count / self._unit)
                 _add(sums, loss, count)

@@ -23,7 +23,8 @@ class AWP(Part):
     at w, on the same examples. Wu et al. (2020).
 
     gamma: γ, relative size of the perturbation; 0.005 to 0.01. It moves the parameters of two and more dimensions (no biases,
-    nothing of BatchNorm). start: number of the first batch with it; the paper warms up without for some epochs.
+    nothing of BatchNorm); where only others learn, the loss is as it was. start: number of the first batch with it; the paper
+    warms up without for some epochs.
     The weights themselves never change: the loss is computed with others in their place, and its backward arrives at the
     model's own parameters. One more pass for each loss; the forward at w leaves no trace in the buffers.
     Not round `Free`, `YOPO` and others that use their own backward: what they take from it would be another network's.
@@ -55,6 +56,8 @@ class AWP(Part):
 
         def perturbed(seen: Seen) -> Tensor:
             layers = {name: p for name, p in model.named_parameters() if p.ndim > 1 and p.requires_grad}
+            if not layers:
+                return there(seen)
             with strategy.aside(model):
                 slopes = torch.autograd.grad(there(Seen()), list(layers.values()), allow_unused=True)
             if strategy.crew is not None:

@@ -132,10 +132,10 @@ class First:
                 raise RuntimeError(
                     f"the first layer, {type(self.layer).__name__}, ran twice in one forward: name another by first=..."
                 )
-            costate.output = output
-            behind = output.detach().requires_grad_(True) if cut else output
+            behind = output.detach().requires_grad_(True) if cut or not output.requires_grad else output
             behind.register_hook(costate.gradients.append)  # type: ignore[no-untyped-call]
-            return behind
+            costate.output = output if cut else behind
+            return behind.clone()  # which the network may write over, as ReLU(inplace=True) does
 
         with self._acting(watch):
             yield costate

@@ -18,7 +18,7 @@ from sparring.objective import check_label_range
 from sparring.threat import Threat, parse_eps
 from sparring.training.first import Costate, First, first_layer
 from sparring.training.kept import Kept
-from sparring.training.strategy import Batch, Loss, Seen, Strategy
+from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat
 
 
 @dataclass(eq=False)
@@ -55,6 +55,7 @@ class YOPO(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_threat(self.name, self.threat, "linf", "l2", "l1")
         check_whole("YOPO", m=self.m, n=self.n)
         if self.form not in ("hamiltonian", "gradient"):
             raise ValueError(f"YOPO(form={self.form!r}): expected 'hamiltonian' or 'gradient'")
@@ -118,7 +119,7 @@ class YOPO(Strategy):
                 def hamiltonian(seen: Seen, x: Tensor = x, p: Tensor | None = p) -> Tensor:
                     assert p is not None
                     with self.statistics.crafting(model):
-                        return (p * first(x)).sum()
+                        return (p * first(x)).sum().requires_grad_()  # also where f0 is frozen: a backward is called
 
                 self._count(len(x))
                 yield Loss(hamiltonian, update=last)
