@@ -250,10 +250,10 @@ class Run:
         self._since = time.monotonic()
 
     def release(self) -> None:
-        """Leave no gradient, and no precision, behind."""
+        """Leave no gradient, no precision and no processes behind."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        self.strategy.autocast = None
+        self.strategy.autocast = self.strategy.crew = None  # of the one that a rescue put there, too
 
     def _fail(self, found: NotFinite) -> None:
         self.roll_back()
