@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -18,7 +18,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from sparring.training import Standard, fit
+import sparring as sp
+from sparring.training import MaxNorm, Standard, fit
 from sparring.training.feed import Feed
 from sparring.training.unlabelled import Others
 from test_fit import network, problem, same, state
@@ -100,3 +101,82 @@ def test_a_pair_of_numpy_arrays_is_a_pair_of_tensors() -> None:
         found.append(state(model))
     assert same(found[0], found[1])
     assert same(found[0], found[2])
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def test_an_optimiser_of_another_models_parameters_is_refused() -> None:
+    settings: dict[str, Any] = {"epochs": 1, "validation": False}
+    with pytest.raises(ValueError, match=r"optimizer has none of this model's parameters: .*; make it of model"):
+        fit(network(), problem(), Standard(), optimizer=sgd(network().parameters()), **settings)
+    model = network()
+    fit(model, problem(), Standard(), optimizer=sgd(model[-1].parameters()), **settings)
+    assert torch.equal(model[0].weight, network()[0].weight), "parts may be left out on purpose"
+
+
+@pytest.mark.parametrize("given", [{"lr": 0.5}, {"weight_decay": 0.1}, {"momentum": 0.5}])
+@pytest.mark.parametrize("made", [False, True])
+def test_what_an_optimiser_of_ones_own_would_ignore_is_refused(made: bool, given: dict[str, Any]) -> None:
+    model = network()
+    optimizer: Any = sgd if made else sgd(model.parameters())
+    name = next(iter(given))
+    with pytest.raises(ValueError, match=rf"^{name}={given[name]}: .*leave {name} out"):
+        fit(model, problem(), Standard(), epochs=1, validation=False, optimizer=optimizer, **given)
+
+
+def test_a_second_training_with_the_same_optimiser_begins_at_its_rate() -> None:
+    model = nn.Linear(6, 3)
+    optimizer = sgd(model.parameters())
+
+    def trained(schedule: Any) -> float:
+        settings: dict[str, Any] = {"epochs": 2, "validation": False, "optimizer": optimizer, "schedule": schedule}
+        return fit(model, problem(8), Standard(), **settings).history[0].lr
+
+    first = trained("cosine")
+    assert trained("cosine") == first, "not where the first schedule has ended"
+    optimizer.param_groups[0]["lr"] = 1e-3
+    assert trained("constant") == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0: expected a whole number, at least 1"),
+        ({"batch_size": 16.0}, "batch_size=16.0: expected a whole number, at least 1"),
+        ({"lr": "0.1"}, "lr='0.1': expected a number above 0"),
+        ({"weight_decay": None}, "weight_decay=None: expected a number, 0 or more"),
+        ({"warmup": float("nan")}, "warmup=nan: expected a number, 0 or more"),
+        ({"callbacks": MaxNorm(1.0)}, r"callbacks is a MaxNorm: expected a list of them, as in callbacks=\[MaxNorm"),
+        ({"callbacks": [MaxNorm]}, r"callbacks has the class MaxNorm: expected an object, as in callbacks=\[MaxNorm\("),
+        ({"callbacks": [print]}, "callbacks has a builtin_function_or_method, which has no after_epoch"),
+        ({"validation": (torch.zeros(0, 6), torch.zeros(0).long())}, "validation is empty: .*validation=False"),
+        ({"validation": 3}, "validation is int: expected the pair of tensors"),
+        ({"validation_attack": sp.PGD(sp.Linf(0.1))}, "validation_attack: there is no validation"),
+        ({"warmup": 1}, "warmup=1 of epochs=1: the rate would never be lr"),
+        ({"freeze": "0.weights"}, "freeze='0.weights': the model has no part of this name"),
+    ],
+)
+def test_bad_input_gets_one_line(settings: dict[str, Any], message: str) -> None:
+    model = network()
+    settings = {"epochs": 1, "validation": False, **settings}
+    with pytest.raises((ValueError, TypeError), match=message) as raised:
+        fit(model, problem(), Standard(), **settings)
+    assert "\n" not in str(raised.value)
+    assert same(state(model), state(network()))
+
+
+def test_one_name_is_frozen_as_a_list_of_one() -> None:
+    model = network()
+    fit(model, problem(), Standard(), epochs=1, validation=False, freeze="0.weight")
+    assert torch.equal(model[0].weight, network()[0].weight)
+    assert not torch.equal(model[0].bias, network()[0].bias)
+
+
+def test_a_scheduler_that_waits_for_a_metric_is_refused_at_the_start() -> None:
+    model = network()
+    optimizer = sgd(model.parameters())
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    with pytest.raises(ValueError, match="schedule is a ReduceLROnPlateau, which waits for a metric"):
+        fit(model, problem(), Standard(), epochs=1, validation=False, optimizer=optimizer, schedule=plateau)

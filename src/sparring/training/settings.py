@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from inspect import Parameter
+from numbers import Real
 from typing import Any
 
 import torch
@@ -25,11 +27,21 @@ def check(given: dict[str, Any]) -> None:
         raise TypeError(f"strategy={strategy!r}: expected one such as sp.YOPO(sp.Linf(8/255))")
     check_whole("", **{name: given[name] for name in ("epochs", "accumulate", "evaluate_every")})
     for name in ("lr", "body_lr", "max_grad_norm"):
-        if given[name] is not None and not given[name] > 0:
-            raise ValueError(f"{name}={given[name]}: expected a number above 0")
+        if given[name] is not None and not (_number(given[name]) and given[name] > 0):
+            raise ValueError(f"{name}={given[name]!r}: expected a number above 0")
     for name in ("momentum", "weight_decay", "warmup", "head_epochs"):
-        if not given[name] >= 0:
-            raise ValueError(f"{name}={given[name]}: expected 0 or more")
+        if not (_number(given[name]) and given[name] >= 0):
+            raise ValueError(f"{name}={given[name]!r}: expected a number, 0 or more")
+    known = given["data"] is not Parameter.empty  # else a Trainer of Lightning's brings them, and its epochs
+    if known and given["warmup"] >= given["epochs"]:
+        raise ValueError(
+            f"warmup={given['warmup']} of epochs={given['epochs']}: the rate would never be lr; expected fewer epochs of it"
+        )
+    _check_callbacks(given["callbacks"])
+    if given["validation"] is False and given["validation_attack"] is not None:
+        raise ValueError(
+            "validation_attack: there is no validation (validation=False) to attack in: leave one of them out"
+        )
     if given["head_epochs"] >= given["epochs"] and given["body_lr"] is not None:
         raise ValueError(f"head_epochs={given['head_epochs']} of epochs={given['epochs']}: the body would never learn")
     if strategy.needs_indices and given["augment"] is not None:
@@ -45,14 +57,52 @@ def check(given: dict[str, Any]) -> None:
         raise ValueError(f"unlabelled_batch_size={given['unlabelled_batch_size']}: there are no unlabelled samples")
     if next(getattr(model, "parameters", lambda: iter(()))(), None) is None:
         raise ValueError(f"the model, a {type(model).__name__}, has no parameters: nothing to train")
-    given_optimizer = isinstance(given["optimizer"], torch.optim.Optimizer)
-    if given_optimizer and (given["lr"] is not None or given["body_lr"] is not None or strategy.modules()):
+    _check_optimizer(given)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    if not isinstance(callbacks, Sequence):
+        name = type(callbacks).__name__
+        raise TypeError(f"callbacks is a {name}: expected a list of them, as in callbacks=[{name}(…)]")
+    for each in callbacks:
+        if isinstance(each, type):
+            raise TypeError(
+                f"callbacks has the class {each.__name__}: expected an object, as in callbacks=[{each.__name__}(…)]"
+            )
+        if not callable(getattr(each, "after_epoch", None)):
+            raise TypeError(f"callbacks has a {type(each).__name__}, which has no after_epoch(run)")
+
+
+def _check_optimizer(given: dict[str, Any]) -> None:
+    """An optimiser, or a scheduler, that is the user's own goes with the model, and with what else was given."""
+    optimizer, schedule = given["optimizer"], given["schedule"]
+    is_object = isinstance(optimizer, torch.optim.Optimizer)
+    for name, default in (("lr", None), ("weight_decay", 0.0), ("momentum", 0.9)):
+        if not isinstance(optimizer, str) and given[name] != default:
+            brings = "is an object, which brings its own" if is_object else "is a function, which sets it"
+            raise ValueError(f"{name}={given[name]}: optimizer {brings}: set it there, and leave {name} out")
+    if is_object and (given["body_lr"] is not None or given["strategy"].modules()):
         raise ValueError(
-            "optimizer is an object, which brings its parameters and rates: leave lr and body_lr out, or give a function "
-            "of parameter groups that makes one (a strategy with networks of its own needs one for each)"
+            "optimizer is an object, which brings its parameters and rates: leave body_lr out, or give a function of "
+            "parameter groups that makes one (a strategy with networks of its own needs one for each)"
         )
-    if isinstance(given["schedule"], torch.optim.lr_scheduler.LRScheduler) and (
-        not given_optimizer or given["warmup"] or given["schedule"].optimizer is not given["optimizer"]
+    if is_object:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(p) in held for p in given["model"].parameters()):
+            raise ValueError(
+                "optimizer has none of this model's parameters: nothing would be learned; make it of model.parameters()"
+            )
+    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ValueError(
+            "schedule is a ReduceLROnPlateau, which waits for a metric, and fit steps a scheduler once a batch: take another, "
+            "or a name such as 'cosine'"
+        )
+    if isinstance(schedule, torch.optim.lr_scheduler.LRScheduler) and (
+        not is_object or given["warmup"] or schedule.optimizer is not optimizer
     ):
         raise ValueError("schedule is a torch scheduler: give the optimiser that it was made for, and no warmup")
 

@@ -64,6 +64,15 @@ def _clean(model: nn.Module, x: Tensor, y: Tensor) -> int:
     return int(torch.cat(right).sum())
 
 
+class Held(Feed):
+    """Samples that are validated on."""
+
+    EMPTY = "validation is empty: give it samples, or validation=False"
+    KINDS = (
+        "validation is {}: expected the pair of tensors (x, y), a map-style Dataset, a DataLoader, or False for none"
+    )
+
+
 def threat_of(strategy: Strategy) -> Threat | None:
     """What a strategy trains against, if anything."""
     for owner in (strategy, getattr(strategy, "attack", None)):
@@ -99,7 +108,7 @@ def prepare(
             "not learned from"
         )
     else:
-        source = Feed(given, None, 0)
+        source = Held(given, None, 0)
         numbers = source.numbers if samples is None or samples >= source.available else source.hold_out(samples)
         x, y = source.take(numbers)
     threat = getattr(attack, "threat", None) or threat_of(strategy)
