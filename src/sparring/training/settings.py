@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from inspect import Parameter
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparring.checks import check_whole
 from sparring.training.feed import Feed
 from sparring.training.strategy import Strategy
 from sparring.training.unlabelled import Pairs
 from sparring.training.values import plain
+
+if TYPE_CHECKING:
+    from sparring.training.run import Run
 
 PRECISIONS = {"bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16, "fp16": torch.float16, "16-mixed": torch.float16}
 
@@ -133,22 +138,84 @@ def identity(given: dict[str, Any], callbacks: Sequence[Any], feed: Feed, model:
         "callbacks": [type(callback).__name__ for callback in callbacks],
         "batch_size": feed.batch_size,
         "samples": len(feed.numbers),
-        "data": _digest(feed),
+        "data": None if feed.memory is None else _digest(*feed.memory),
+        "moments of x": None if feed.memory is None else _moments(feed.memory[0]),
         "unlabelled": [feed.others.available, feed.others.batch_size] if isinstance(feed, Pairs) else None,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
 
 
-def _digest(feed: Feed) -> str | None:
-    """Which samples they are, where they are in memory: by their labels, and their tokens where they are texts. Floats may be
-    rounded otherwise on another machine, where a training may well go on."""
-    if feed.memory is None:
-        return None
-    x, y = feed.memory
+LATER = (
+    *("data", "moments of x", "validation", "moments of validation x", "validation_attack", "callbacks' settings"),
+    "moments of the weights of sources",
+)
+"""What earlier versions did not keep: a state without one of them is gone on with."""
+
+
+def beside(run: Run) -> dict[str, Any]:
+    """What must be the same for a training to go on, beside what `fit` was given: as it was made of that."""
+    held, strategy = run.validation, run.strategy
+    learning = [run.model, *strategy.modules().values()]
+    fixed = [module for field in fields(strategy) for module in _modules(getattr(strategy, field.name))]
+    sources = [_moments(_weights(module)) for module in fixed if not any(module is each for each in learning)]
+    return {
+        "validation": None if held is None else _digest(held.x, held.y),
+        "moments of validation x": None if held is None or held.made else _moments(held.x),
+        "validation_attack": None if held is None or held.threat is None else [str(held.threat), _steady(held.attacks)],
+        "callbacks' settings": [_settings(callback) for callback in run.callbacks],
+        **({"moments of the weights of sources": sources} if sources else {}),
+    }
+
+
+def _digest(x: Tensor, y: Tensor) -> str:
+    """Which samples they are: by their labels, and their tokens where they are texts. Floats may be rounded otherwise on
+    another machine, where a training may well go on: see `_moments`."""
     hasher = hashlib.sha256(y.cpu().numpy().tobytes())
     if not x.is_floating_point():
         hasher.update(x.cpu().numpy().tobytes())
     return f"{len(y)} samples, sha256 {hasher.hexdigest()[:12]}"
+
+
+def _moments(x: Tensor) -> list[float] | None:
+    """Mean and spread of up to 256 rows, and means weighted by row and by place: hardly the same for other samples."""
+    if not x.is_floating_point():
+        return None
+    count = min(len(x), 256)
+    rows = (torch.arange(count) * len(x) // count).to(x.device)
+    some = x[rows].detach().reshape(count, -1).cpu().double().nan_to_num()
+    by_row, by_place = (torch.arange(size, dtype=torch.float64).cos() for size in some.shape)
+    found = [some.mean(), some.std(correction=0), (some.T * by_row).mean(), (some * by_place).mean()]
+    return [float(f"{float(value):.6g}") for value in found]
+
+
+def _modules(value: Any) -> list[nn.Module]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [each for each in values if isinstance(each, nn.Module)]
+
+
+def _weights(module: nn.Module) -> Tensor:
+    """Some of each tensor's numbers (1, n)."""
+    floats = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
+    return torch.cat([torch.zeros(1), *(tensor.flatten()[:4096].float().cpu() for tensor in floats)])[None]
+
+
+def _settings(callback: Any) -> Any:
+    """What a callback says that it was set to, or the fields of one that can't change; of others no one knows."""
+    if callable(told := getattr(callback, "settings", None)):
+        return _steady(told())
+    if is_dataclass(callback) and getattr(type(callback), "__dataclass_params__").frozen:  # noqa: B009
+        return {field.name: _steady(getattr(callback, field.name)) for field in fields(callback)}
+    return None
+
+
+def _steady(value: Any) -> Any:
+    """As JSON can hold it, without the addresses of objects, which are others at the next start."""
+    told = _told(value)
+    if isinstance(told, list):
+        return [_steady(part) for part in told]
+    if isinstance(told, dict):
+        return {name: _steady(part) for name, part in told.items()}
+    return re.sub(r" at 0x[0-9a-f]+", "", told) if isinstance(told, str) else told
 
 
 def _told(value: Any) -> Any:

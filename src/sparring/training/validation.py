@@ -26,13 +26,15 @@ HELD_OUT = 10  # one training sample in so many is held out where no validation 
 
 @dataclass(frozen=True)
 class Validation:
-    """x (n, *S), y (n,) and their numbers; `attacks` under `threat`, or clean accuracy alone without one."""
+    """x (n, *S), y (n,) and their numbers; `attacks` under `threat`, or clean accuracy alone without one. made: x came out of a
+    data set that makes its samples, maybe otherwise each time."""
 
     x: Tensor
     y: Tensor
     numbers: Tensor
     threat: Threat | None
     attacks: Attacks | None
+    made: bool = False
 
     def __call__(self, model: nn.Module, crew: Crew, stopped: Any, seed: int = 0) -> tuple[float, float | None]:
         """Clean and robust accuracy. Each process asks its share; stopped: called now and then, may raise."""
@@ -93,7 +95,7 @@ def prepare(
         return None, None
     if samples is not None and samples < 1:
         raise ValueError(f"validation_samples={samples}: expected a whole number, at least 1, or None for all")
-    said = None
+    said, source = None, feed
     if given is None:
         count = min(samples or len(feed.numbers), len(feed.numbers) // HELD_OUT)
         if not count:
@@ -118,7 +120,7 @@ def prepare(
         )
     if attack is None and threat is not None:
         attack = _short(threat)
-    return Validation(x, y, numbers, threat, attack), said
+    return Validation(x, y, numbers, threat, attack, source.memory is None), said
 
 
 def _short(threat: Threat) -> Attacks:
