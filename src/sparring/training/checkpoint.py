@@ -91,7 +91,7 @@ def _alike(name: str, a: Any, b: Any) -> bool:
         return bool(a == b)
     if isinstance(a[0], list):
         return all(_alike(name, one, other) for one, other in zip(a, b, strict=True))
-    return max(abs(one - other) for one, other in zip(a, b, strict=True)) <= 1e-4 * max(map(abs, (*a, *b)))
+    return bool(max(abs(one - other) for one, other in zip(a, b, strict=True)) <= 1e-4 * max(map(abs, (*a, *b))))
 
 
 def random_state() -> dict[str, Any]:
