@@ -175,6 +175,53 @@ def test_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
         fit(nn.Linear(5, 2), problem(), Standard(), epochs=2, out=tmp_path / "state.pt")
 
 
+LATER = ("moments of x", "validation", "moments of validation x", "validation_attack", "callbacks' settings")
+THREAT = sp.Linf(0.1)
+
+
+def ensemble(seed: int) -> sp.EnsembleTraining:
+    torch.manual_seed(seed)
+    return sp.EnsembleTraining(sp.FGSM(THREAT), [nn.Linear(5, 2)])
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"data": (1 - problem()[0], problem()[1])}, "moments of x"),
+        ({"validation": (problem()[0], 1 - problem()[1])}, "validation"),
+        ({"validation": (1 - problem()[0], problem()[1])}, "moments of validation x"),
+        ({"validation": False}, "validation"),
+        ({"validation_attack": sp.PGD(sp.Linf(0.5), steps=1)}, "validation_attack"),
+        ({"callbacks": [sp.training.MaxNorm(2.0)]}, "callbacks' settings"),
+        ({"strategy": ensemble(1)}, "moments of the weights of sources"),
+    ],
+)
+def test_other_data_validation_callbacks_or_sources_are_not_gone_on_with(
+    tmp_path: Path, changed: dict[str, Any], name: str
+) -> None:
+    given: dict[str, Any] = {
+        "data": problem(), "strategy": ensemble(0), "validation": problem(), "callbacks": [sp.training.MaxNorm(1.0)],
+        "epochs": 1, "health": False, "out": tmp_path,
+    }  # fmt: skip
+
+    def start(**other: Any) -> None:
+        settings = {**given, **other}
+        fit(nn.Linear(5, 2), settings.pop("data"), settings.pop("strategy"), **settings)
+
+    start()
+    with pytest.raises(
+        ValueError, match=rf"holds a training with {name}=.*resume=False \(--fresh on the command"
+    ) as raised:
+        start(**changed)
+    assert "\n" not in str(raised.value)
+    x, y = problem()
+    start(data=(x * (1 + 2e-7), y), validation=(x * (1 - 2e-7), y), strategy=ensemble(0))  # rounded otherwise
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    state["identity"] = {key: value for key, value in state["identity"].items() if key not in (*LATER, name)}
+    torch.save(state, tmp_path / "state.pt")
+    start(**changed)  # a state of before these were kept
+
+
 def test_interrupted_while_it_validates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sparring.training.validation import Validation
 

@@ -18,6 +18,7 @@ from sparring.wrappers import FromProbabilities, Normalized, Output
 
 FORMAT = 1
 STATE, BEST, LAST, HISTORY, TABLE = "state.pt", "best.safetensors", "last.safetensors", "history.json", "log.csv"
+ANEW = "start anew with resume=False (--fresh on the command line)"
 
 
 def core(model: nn.Module) -> nn.Module:
@@ -68,20 +69,29 @@ def read_state(path: Path) -> dict[str, Any] | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise whatever they lead the reader to
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise ValueError(f"{path} can't be read ({reason}): start anew with resume=False") from error
+        raise ValueError(f"{path} can't be read ({reason}): {ANEW}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{path} is no state of a training that this version wrote: start anew with resume=False")
+        raise ValueError(f"{path} is no state of a training that this version wrote: {ANEW}")
     return state
 
 
 def check_identity(path: Path, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """ValueError where the folder holds a training with other settings: names the first that differs."""
     for name in now:
-        if earlier.get(name) != now[name]:
+        if not _alike(name, earlier.get(name), now[name]):
             raise ValueError(
                 f"{path.parent} holds a training with {name}={earlier.get(name)!r}, now {now[name]!r}: go on with the same "
-                "settings, choose another folder, or start anew with resume=False"
+                f"settings, choose another folder, or {ANEW}"
             )
+
+
+def _alike(name: str, a: Any, b: Any) -> bool:
+    """Moments may differ by what rounding does to them, measured by the largest; everything else is the same or not."""
+    if a == b or not name.startswith("moments") or not (a and b) or len(a) != len(b):
+        return bool(a == b)
+    if isinstance(a[0], list):
+        return all(_alike(name, one, other) for one, other in zip(a, b, strict=True))
+    return bool(max(abs(one - other) for one, other in zip(a, b, strict=True)) <= 1e-4 * max(map(abs, (*a, *b))))
 
 
 def random_state() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 import random
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
@@ -24,6 +26,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
+from sparring.checks import check_whole
 from sparring.evaluation.randomness import OwnRandomness
 from sparring.text.encoded import is_tokens
 
@@ -71,10 +74,15 @@ class Feed:
         if not self.available:
             raise ValueError(self.EMPTY)
         self.numbers = torch.arange(self.available)
-        own = None if self.loader is None else self.loader.batch_size
+        if batch_size is not None:
+            check_whole("", batch_size=batch_size)
+        self.sampler, self.batch_sampler, own, self.drop_last = _samplers(self.loader)
+        if self.batch_sampler is not None and batch_size not in (None, own):
+            raise ValueError(
+                f"batch_size={batch_size}: the loader's batch_sampler, {type(self.batch_sampler).__name__}, makes its own "
+                "batches: leave batch_size out"
+            )
         self.batch_size = batch_size or own or 128
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected a whole number, at least 1")
 
     def whole(self, data: Any) -> tuple[Tensor, Tensor] | None:
         """(x, y) of data that have them as they are; None of those that make their samples."""
@@ -100,27 +108,14 @@ class Feed:
 
     def order(self, epoch: int) -> list[Any]:
         """The batches of an epoch, as numbers of samples, of all processes together: what `batches` takes."""
-        sampler = None if self.loader is None else self.loader.sampler
-        own = None if self.loader is None else self.loader.batch_sampler
-        plain = sampler is None or isinstance(sampler, RandomSampler | SequentialSampler | DistributedSampler)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        if (self.loader is not None and not plain) or (own is not None and type(own).__name__ != "BatchSampler"):
-            with OwnRandomness(self.seed * 1_000_003 + epoch):
-                batches = _drawn(self.loader, own, self.batch_size)
-            if (last := max((int(batch.max()) for batch in batches if len(batch)), default=0)) >= self.available:
-                raise ValueError(
-                    f"the loader's sampler draws sample {last} of {self.available}: it is another data set's"
-                )
-            kept = torch.zeros(self.available, dtype=torch.bool)
-            kept[self.numbers] = True
-            batches = [part for batch in batches if len(part := batch[kept[batch]])]
+        if self.batch_sampler is not None or not _plain(self.sampler, self.available):
+            batches = self._drawn(epoch)
         else:
-            shuffled = not isinstance(sampler, SequentialSampler)
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            shuffled = not isinstance(self.sampler, SequentialSampler)
             n = len(self.numbers)
             order = self.numbers[torch.randperm(n, generator=generator)] if shuffled else self.numbers
-            batches = list(torch.split(order, self.batch_size))
-            if self.loader is not None and self.loader.drop_last and len(batches[-1]) < self.batch_size > 1:
-                batches = batches[:-1]
+            batches = self._cut(order)
         least = 2 * self.size
         if len(batches) > 1 and len(batches[-1]) < least:
             batches[-2:] = [torch.cat(batches[-2:])]
@@ -158,6 +153,25 @@ class Feed:
         loaded = self._loaded([-1] * len(parts), parts)
         chunks = [self.chunk(items, some) for some, items in zip(parts, loaded, strict=True)]
         return torch.cat([chunk.x for chunk in chunks]), torch.cat([chunk.y for chunk in chunks])
+
+    def _drawn(self, epoch: int) -> list[Tensor]:
+        """The batches that the user's own sampler draws for an epoch, without the samples that are held out."""
+        seed = self.seed * 1_000_003 + epoch
+        with OwnRandomness(seed), _seeded(seed, self.sampler, self.batch_sampler):
+            if self.batch_sampler is not None:
+                batches = [torch.tensor(list(batch), dtype=torch.long) for batch in self.batch_sampler]
+            else:
+                batches = self._cut(torch.tensor(list(self.sampler), dtype=torch.long))
+        if (last := max((int(batch.max()) for batch in batches if len(batch)), default=0)) >= self.available:
+            raise ValueError(f"the loader's sampler draws sample {last} of {self.available}: it is another data set's")
+        kept = torch.zeros(self.available, dtype=torch.bool)
+        kept[self.numbers] = True
+        return [part for batch in batches if len(part := batch[kept[batch]])]
+
+    def _cut(self, order: Tensor) -> list[Tensor]:
+        batches = list(torch.split(order, self.batch_size))
+        short = self.drop_last and len(batches[-1]) < self.batch_size > 1
+        return batches[:-1] if short else batches
 
     def _loaded(self, epochs: Sequence[int], batches: Sequence[Tensor]) -> DataLoader[Any]:
         own = self.loader
@@ -212,11 +226,43 @@ class _Keyed(Dataset[Any]):
             torch.set_rng_state(cpu)
 
 
-def _drawn(loader: Any, batch_sampler: Any, batch_size: int) -> list[Tensor]:
-    """The batches that the user's own sampler draws for an epoch."""
-    if batch_sampler is not None and type(batch_sampler).__name__ != "BatchSampler":
-        return [torch.tensor(list(batch)) for batch in batch_sampler]
-    return list(torch.split(torch.tensor(list(loader.sampler)), batch_size))
+def _samplers(loader: Any) -> tuple[Any, Any, int | None, bool]:
+    """A loader's sampler of samples, its sampler of batches, the size of these, and whether a short last one is dropped.
+
+    torch's own BatchSampler only cuts what its sampler gives, as we do: then there is no sampler of batches.
+    """
+    if loader is None:
+        return None, None, None, False
+    if loader.batch_size is not None or loader.batch_sampler is None:  # else the user gave the sampler of batches
+        return loader.sampler, None, loader.batch_size, loader.drop_last
+    own = loader.batch_sampler
+    if type(own) is BatchSampler:
+        return own.sampler, None, own.batch_size, own.drop_last
+    return None, own, getattr(own, "batch_size", None), False
+
+
+def _plain(sampler: Any, available: int) -> bool:
+    """Whether a sampler gives every sample once, in the data set's order or by chance alone, which is ours to draw."""
+    if sampler is None or isinstance(sampler, DistributedSampler):
+        return True
+    again = isinstance(sampler, RandomSampler) and sampler.replacement
+    return type(sampler) in (RandomSampler, SequentialSampler) and not again and len(sampler) == available
+
+
+@contextmanager
+def _seeded(seed: int, *samplers: Any) -> Iterator[None]:
+    """torch generators of a sampler's own begin from the seed; afterwards they are as they were."""
+    held = [sampler for each in samplers for sampler in (each, getattr(each, "sampler", None))]
+    found = [value for each in held for value in getattr(each, "__dict__", {}).values()]
+    own = {id(value): value for value in found if isinstance(value, torch.Generator)}
+    states = [(generator, generator.get_state()) for generator in own.values()]
+    try:
+        for generator, _ in states:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
 
 
 def _is_map(data: Any) -> bool:
@@ -224,14 +270,19 @@ def _is_map(data: Any) -> bool:
     return not other and hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
+def holds_tensors(data: Any) -> bool:
+    """Whether it is a TensorDataset that gives its tensors' rows as they are: a subclass may make something else of them."""
+    return isinstance(data, TensorDataset) and type(data).__getitem__ is TensorDataset.__getitem__
+
+
 def in_memory(data: Any) -> tuple[Tensor, Tensor] | None:
     """(x, y) of a data set that has them as they are; None of one that makes its samples."""
     if type(data) is Subset:
         whole = in_memory(data.dataset)
         return None if whole is None else (whole[0][data.indices], whole[1][data.indices])
-    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor):
-        x, y = data[0], torch.as_tensor(data[1])
-    elif isinstance(data, TensorDataset) and len(data.tensors) == 2:
+    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor | np.ndarray):
+        x, y = torch.as_tensor(data[0]), torch.as_tensor(data[1])
+    elif holds_tensors(data) and len(data.tensors) == 2:
         x, y = data.tensors
     elif callable(getattr(data, "tensors", None)) and 4 * len(data) * math.prod(data.shape) <= IN_MEMORY:
         x, y = data.tensors()

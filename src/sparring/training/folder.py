@@ -16,6 +16,7 @@ from sparring.training import checkpoint
 from sparring.training.history import Board, Epoch, write_csv
 from sparring.training.ledger import Tally
 from sparring.training.run import Run
+from sparring.training.settings import LATER, beside
 
 
 class Folder:
@@ -48,6 +49,7 @@ class Folder:
 
     def resume(self, run: Run) -> bool:
         """Put the run where the folder's state left it; False where there is none. ValueError for one of other settings."""
+        self.identity = {**self.identity, **beside(run)}
         path = self.path / checkpoint.STATE
         state = checkpoint.read_state(path)
         seen = run.crew.gather(state is not None)
@@ -58,9 +60,7 @@ class Folder:
         if state is None:
             return False
         earlier = state["identity"]
-        now = {
-            name: value for name, value in self.identity.items() if name != "data" or name in earlier
-        }  # it came later
+        now = {name: value for name, value in self.identity.items() if name not in LATER or name in earlier}
         checkpoint.check_identity(path, earlier, now)
         if len(state["ranks"]) != run.crew.size:
             raise ValueError(

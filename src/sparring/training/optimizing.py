@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 SCHEDULES = ("cosine", "cyclic", "triangle", "steps", "constant")
+SET = "scheduled_lr"  # in a parameter group: the rate that `Rates` has set last
 Schedule = str | Callable[[float], float] | torch.optim.lr_scheduler.LRScheduler
 Optimizer = str | torch.optim.Optimizer | Callable[[Any], torch.optim.Optimizer]
 
@@ -79,7 +80,8 @@ class Rates:
         if not isinstance(schedule, torch.optim.lr_scheduler.LRScheduler):
             factor(schedule, 0.0)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group.setdefault("initial_lr", group["lr"])
+                changed = SET in group and group["lr"] != group[SET]  # by the user, since an earlier training
+                group["initial_lr"] = group["lr"] if changed else group.get("initial_lr", group["lr"])
 
     def set(self, done: float) -> None:
         """Before a batch: `done` is the fraction of all batches in whose middle it lies."""
@@ -87,7 +89,7 @@ class Rates:
             return
         times = factor(self.schedule, done) * min(1.0, done / self.warmup if self.warmup else 1.0)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            group["lr"] = group["initial_lr"] * times
+            group["lr"] = group[SET] = group["initial_lr"] * times
 
     def stepped(self) -> None:
         """After a batch: a scheduler of the user's own goes on."""
@@ -112,9 +114,10 @@ class Tuning:
     """
 
     def __init__(
-        self, model: nn.Module, freeze: Sequence[str], head: str | None, head_epochs: int, body_lr: float | None
+        self, model: nn.Module, freeze: str | Sequence[str], head: str | None, head_epochs: int, body_lr: float | None
     ) -> None:
         self.model, self.head_epochs, self.body_lr = model, head_epochs, body_lr
+        freeze = [freeze] if isinstance(freeze, str) else freeze
         names = [*(name for name, _ in model.named_modules()), *(name for name, _ in model.named_parameters())]
         for pattern in freeze:
             if not fnmatch.filter(names, pattern):

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 from sparring.text.encoded import is_tokens
-from sparring.training.feed import Chunk, Feed, in_memory
+from sparring.training.feed import Chunk, Feed, holds_tensors, in_memory
 from sparring.training.strategy import Batch
 
 BEYOND = 1 << 40
@@ -86,7 +85,7 @@ class Others(Feed):
     KINDS = "unlabelled is {}: expected a tensor x, a map-style Dataset of x or (x, …), or a DataLoader"
 
     def whole(self, data: Any) -> tuple[Tensor, Tensor] | None:
-        if isinstance(data, TensorDataset):
+        if holds_tensors(data):
             data = data.tensors[0]
         elif isinstance(data, tuple) and data and isinstance(data[0], Tensor):
             data = data[0]

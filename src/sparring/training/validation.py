@@ -26,13 +26,15 @@ HELD_OUT = 10  # one training sample in so many is held out where no validation 
 
 @dataclass(frozen=True)
 class Validation:
-    """x (n, *S), y (n,) and their numbers; `attacks` under `threat`, or clean accuracy alone without one."""
+    """x (n, *S), y (n,) and their numbers; `attacks` under `threat`, or clean accuracy alone without one. made: x came out of a
+    data set that makes its samples, maybe otherwise each time."""
 
     x: Tensor
     y: Tensor
     numbers: Tensor
     threat: Threat | None
     attacks: Attacks | None
+    made: bool = False
 
     def __call__(self, model: nn.Module, crew: Crew, stopped: Any, seed: int = 0) -> tuple[float, float | None]:
         """Clean and robust accuracy. Each process asks its share; stopped: called now and then, may raise."""
@@ -64,6 +66,15 @@ def _clean(model: nn.Module, x: Tensor, y: Tensor) -> int:
     return int(torch.cat(right).sum())
 
 
+class Held(Feed):
+    """Samples that are validated on."""
+
+    EMPTY = "validation is empty: give it samples, or validation=False"
+    KINDS = (
+        "validation is {}: expected the pair of tensors (x, y), a map-style Dataset, a DataLoader, or False for none"
+    )
+
+
 def threat_of(strategy: Strategy) -> Threat | None:
     """What a strategy trains against, if anything."""
     for owner in (strategy, getattr(strategy, "attack", None)):
@@ -84,7 +95,7 @@ def prepare(
         return None, None
     if samples is not None and samples < 1:
         raise ValueError(f"validation_samples={samples}: expected a whole number, at least 1, or None for all")
-    said = None
+    said, source = None, feed
     if given is None:
         count = min(samples or len(feed.numbers), len(feed.numbers) // HELD_OUT)
         if not count:
@@ -99,7 +110,7 @@ def prepare(
             "not learned from"
         )
     else:
-        source = Feed(given, None, 0)
+        source = Held(given, None, 0)
         numbers = source.numbers if samples is None or samples >= source.available else source.hold_out(samples)
         x, y = source.take(numbers)
     threat = getattr(attack, "threat", None) or threat_of(strategy)
@@ -109,7 +120,7 @@ def prepare(
         )
     if attack is None and threat is not None:
         attack = _short(threat)
-    return Validation(x, y, numbers, threat, attack), said
+    return Validation(x, y, numbers, threat, attack, source.memory is None), said
 
 
 def _short(threat: Threat) -> Attacks:
