@@ -17,7 +17,8 @@ class Callback(Protocol):
 
     `after_step(run)`, where there is one, is called after every step of the model's optimiser. `state_dict()` and
     `load_state_dict(state, run)`, where there are any, are kept in the checkpoint; loading comes before the strategy's
-    own state is loaded, so a strategy that was replaced is replaced again.
+    own state is loaded, so a strategy that was replaced is replaced again. What `settings()` returns, if it is there, must be
+    the same for a training to go on.
     """
 
     def after_epoch(self, run: Run) -> None: ...

@@ -40,6 +40,10 @@ class HealthCheck:
         self.rescues = 0
         self.found: list[tuple[int, Finding]] = []
 
+    def settings(self) -> dict[str, Any]:
+        """What a training that goes on must have begun with."""
+        return {"samples": self.samples, "act": self.act, "every": self.every, "seed": self.seed}
+
     def after_epoch(self, run: Run) -> None:
         if (run.epoch + 1) % self.every:
             return
