@@ -86,7 +86,9 @@ def test_after_another_attack_and_at_any_batch_size(linear_case) -> None:
         sp.evaluate(model, (x, y), threat, attacks=attacks, batch_size=size, checkup=False) for size in (3, 64)
     )
     assert torch.equal(one.robust, many.robust)
-    assert torch.allclose(one.distance, many.distance, rtol=1e-5)
+    # FMN steps onto the boundary of a linear model: which side it sees is decided by the last digit, in which batches of unlike
+    # sizes differ, and its steps are a thousandth long by then
+    assert torch.allclose(one.distance, many.distance, rtol=2e-3)
     assert (one.forwards, one.backwards) == (many.forwards, many.backwards)
     assert bool((one.distance[one.robust] > 0.9).all())
     assert torch.allclose(one.distance[one.robust], distance[one.robust], rtol=0.02)
