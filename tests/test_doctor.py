@@ -297,3 +297,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     history.write_text("[1]")
     assert main([*given, "--history", str(history)]) == 2
     assert "expected a list of objects, one an epoch" in capsys.readouterr().err
+    history.write_text("epoch,loss\n1,0.5\n")
+    assert main([*given, "--history", str(history)]) == 2
+    assert "is no JSON: expected the history.json of a training" in capsys.readouterr().err
+    assert main([*given, "--history", str(tmp_path / "none.json")]) == 2
+    assert "none.json: no such file" in capsys.readouterr().err

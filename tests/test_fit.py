@@ -446,7 +446,7 @@ def test_time_runs_out_and_progress_is_told(tmp_path: Path) -> None:
         ({"augment": "mirror-shift"}, r"'mirror-shift' moves images"),
         ({"freeze": ["body"]}, "freeze='body': the model has no part of this name; it has 0, 1, 2, 3"),
         ({"freeze": ["*"]}, "every parameter of the model is frozen"),
-        ({"head": "top"}, "head='top': no submodule"),
+        ({"head": "top", "head_epochs": 1}, "head='top': no submodule"),
         ({"data": (torch.zeros(3, 6), torch.zeros(2).long())}, "x has 3 samples and y 2"),
         ({"data": (torch.zeros(3, 6), torch.zeros(3))}, "expected float x, integer y"),
         ({"data": []}, "empty"),

@@ -155,6 +155,7 @@ def test_a_second_training_with_the_same_optimiser_begins_at_its_rate() -> None:
         ({"validation": 3}, "validation is int: expected the pair of tensors"),
         ({"validation_attack": sp.PGD(sp.Linf(0.1))}, "validation_attack: there is no validation"),
         ({"warmup": 1}, "warmup=1 of epochs=1: the rate would never be lr"),
+        ({"head": "2"}, "head='2': without head_epochs or body_lr it learns like everything else"),
         ({"freeze": "0.weights"}, "freeze='0.weights': the model has no part of this name"),
     ],
 )
@@ -165,6 +166,18 @@ def test_bad_input_gets_one_line(settings: dict[str, Any], message: str) -> None
         fit(model, problem(), Standard(), **settings)
     assert "\n" not in str(raised.value)
     assert same(state(model), state(network()))
+
+
+def test_lazy_layers_are_to_be_called_first() -> None:
+    lazy = torch.nn.Sequential(torch.nn.LazyLinear(4))
+    with pytest.raises(ValueError, match=r"the model has lazy layers, .* call it on a batch first"):
+        fit(lazy, problem(), Standard(), epochs=1, validation=False)
+
+
+def test_an_average_that_never_began_is_told() -> None:
+    for start, notes in ((10_000, 1), (0, 0)):
+        result = fit(network(), problem(), Standard().with_(sp.SWA(start)), epochs=1, validation=False)
+        assert [note.startswith("SWA has averaged nothing") for note in result.notes] == [True] * notes
 
 
 def test_one_name_is_frozen_as_a_list_of_one() -> None:

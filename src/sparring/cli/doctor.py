@@ -72,7 +72,12 @@ def doctor(settings: DoctorSettings) -> Outcome:
 
 
 def _history(path: Path) -> list[dict[str, Any]]:
-    rows = json.loads(path.read_text("utf-8"))
+    if not path.is_file():
+        raise FileNotFoundError(f"--history {path}: no such file")
+    try:
+        rows = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        raise ValueError(f"--history {path} is no JSON: expected the history.json of a training") from None
     if isinstance(rows, dict):
         rows = rows.get("epochs", rows.get("history"))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

@@ -16,6 +16,7 @@ from sparring.evaluation.placing import own_device
 from sparring.evaluation.randomness import OwnRandomness
 from sparring.training import optimizing
 from sparring.training.augmentation import AUGMENTATIONS
+from sparring.training.averaging import Average
 from sparring.training.callbacks import Callback
 from sparring.training.checkpoint import core
 from sparring.training.feed import Feed
@@ -221,6 +222,11 @@ def fit(
             run.note(said)
         finished = run.go()
         limits.ask_on()
+        for part in run.strategy.parts:
+            if finished and isinstance(part, Average) and not part.count:
+                run.note(
+                    f"{type(part).__name__} has averaged nothing, its start was never reached: these are the last weights"
+                )
         core(model).load_state_dict(run.weights())
     return FitResult(
         tuple(run.history), run.best, run.best_weights, run.strategy, finished,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from sparring.checks import check_whole
 from sparring.training.feed import Feed
@@ -41,6 +42,14 @@ def check(given: dict[str, Any]) -> None:
     if known and given["warmup"] >= given["epochs"]:
         raise ValueError(
             f"warmup={given['warmup']} of epochs={given['epochs']}: the rate would never be lr; expected fewer epochs of it"
+        )
+    if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
+        raise ValueError(
+            "the model has lazy layers, whose sizes are not known yet: call it on a batch first, model(x[:2])"
+        )
+    if given.get("head") is not None and not given["head_epochs"] and given["body_lr"] is None:
+        raise ValueError(
+            f"head={given['head']!r}: without head_epochs or body_lr it learns like everything else; give one of them"
         )
     _check_callbacks(given["callbacks"])
     if given["validation"] is False and given["validation_attack"] is not None:
