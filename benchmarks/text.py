@@ -237,6 +237,13 @@ def table(args: argparse.Namespace) -> None:
             print(
                 f"| {name} | {len(rows)} | {columns[0]} | {gain} | {columns[1]} | {columns[2]} | {texts:.0f} + {back:.0f} |"
             )
+        for name, rows in by_name.items():
+            key = "embedding_error"
+            lower = [
+                100 * (row[key] - base[row["seed"]][key]) for row in rows if name != "base" and row["seed"] in base
+            ]
+            if len(lower) > 1:
+                print(f"under embedding PGD, {name} minus base: {_verdict(lower).partition(':')[0]}")
 
 
 def _spread(values: list[float]) -> str:

@@ -198,6 +198,16 @@ def test_a_batch_in_which_no_text_has_a_label(tmp_path: Path, strategy: Any) -> 
     assert any(not torch.allclose(a, b, atol=1e-2) for a, b in zip(ends[0], network().parameters()))
 
 
+@pytest.mark.parametrize("labels", [[1, 0], [1, -100], [-100, -100]])
+def test_a_batch_handed_over_by_itself_is_a_step(tmp_path: Path, labels: list[int]) -> None:
+    lesson = trainer(tmp_path, sp.TextVAT(0.5))
+    lesson.create_optimizer_and_scheduler(1)
+    inputs = lesson.data_collator(rows(labels * 3)[:2])
+    loss = lesson.training_step(lesson.model, inputs, int((inputs["labels"] >= 0).sum()))
+    assert bool(loss.isfinite())
+    assert any(p.grad is not None and bool(p.grad.any()) for p in lesson.model.parameters())
+
+
 def test_without_any_label_there_is_still_something_to_learn(tmp_path: Path) -> None:
     lesson = trainer(tmp_path, sp.TextVAT(0.5, entropy_minimisation=True), max_steps=3, optim="sgd")
     lesson.train_dataset = rows([-100] * 6)

@@ -46,7 +46,9 @@ class AdversarialTrainerMixin:
         self.strategy = strategy
         self._inputs: Inputs | None = None
         self._open: Iterator[Loss] | None = None
-        self._micro = self._texts = 0
+        self._micro = self._texts = (
+            0  # texts of a step; 0 where nobody counted them: a batch that was handed over by itself
+        )
         super().__init__(*args, **kwargs)
         if smoothing := self.args.label_smoothing_factor:  # type: ignore[attr-defined]
             raise ValueError(
@@ -99,7 +101,7 @@ class AdversarialTrainerMixin:
         x: Any = encoded(inputs, tokenizer, getattr(bare.config, "pad_token_id", None))
         step = trainer.state.global_step * trainer.args.gradient_accumulation_steps + self._micro
         if self.strategy.takes_unlabelled:
-            others = Unlabelled(x, weight=len(labels) / self._texts / share)
+            others = Unlabelled(x, weight=len(labels) / (self._texts or len(labels)) / share)
             return Batch(x[known], labels[known], step=step, extras={"unlabelled": others})
         if not bool(known.any()):
             raise ValueError(
@@ -119,7 +121,7 @@ class AdversarialTrainerMixin:
         trainer: Any = self
         count = int(known.sum())
         if not count:
-            return len(known) / self._texts
+            return len(known) / (self._texts or len(known))
         if items is None:
             return 1 / float(trainer.current_gradient_accumulation_steps)
         world = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1

@@ -53,9 +53,8 @@ class EmbeddingPerturber:
     does with its token numbers (positions, above all) stays as it is.
 
     model: a `TextClassifier`, or any module that takes token numbers (B, T) or an `Encoded`, or one of these in a wrapper such as
-    DistributedDataParallel. embedding: its embedding layer,
-    or that layer's name; left out, it is found. Padding and special tokens are never perturbed. Sizes are L2 norms over a
-    whole sequence's vectors.
+    DistributedDataParallel. embedding: its embedding layer, or that layer's name; left out, it is found. Padding and special
+    tokens are never perturbed. Sizes are L2 norms over a whole sequence's vectors.
 
     >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 2))
     >>> ids = torch.tensor([[3, 5]])

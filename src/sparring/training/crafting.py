@@ -47,9 +47,9 @@ def company(model: Borrowed) -> Iterator[list[Tensor]]:
     alone = model.model
     stopped: list[Tensor] = []
 
-    def beside(x: Tensor, **context: Tensor) -> Any:
+    def beside(x: Tensor) -> Any:
         if not stopped:
-            return alone(x, **context)
+            return alone(x)
         others = torch.cat(stopped).to(x)
         model.forwards += len(others)
         return alone(torch.cat([x, others]))[: len(x)]
