@@ -28,7 +28,8 @@ from torch import Tensor, nn
 import sparring as sp
 from machine import table
 from sparring import data, zoo
-from sparring.training.strategy import Batch, Strategy
+from sparring.training.losses import Batch
+from sparring.training.strategy import Strategy
 
 CODES = ["divergence", "input-scale", "few-updates", "running-statistics", "mode-gradients", "constant-predictions",
          "catastrophic-overfitting", "label-leaking", "robust-overfitting"]  # fmt: skip

@@ -41,7 +41,8 @@ from machine import table
 from sparring import zoo
 from sparring.training.batchnorm import batch_statistics, layers
 from sparring.training.crafting import craft
-from sparring.training.strategy import Batch, Loss, Seen, Strategy
+from sparring.training.losses import Batch, Loss, Seen
+from sparring.training.strategy import Strategy
 from sparring.training.supervised import Mixed, Standard
 from sparring.zoo.efficientnet import MEAN, STD
 

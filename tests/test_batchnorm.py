@@ -13,7 +13,8 @@ from torch.nn import functional as F
 import sparring as sp
 from sparring.training.batchnorm import AGREE, EVERY, Statistics
 from sparring.training.drift import Buffers, Drift
-from sparring.training.strategy import Batch, Strategy
+from sparring.training.losses import Batch
+from sparring.training.strategy import Strategy
 from sparring.training.supervised import Mixed
 from sparring.training.yopo import YOPO
 

@@ -18,7 +18,7 @@ from sparring.borrow import borrow
 from sparring.training import EMA, YOPO, Free, Mixed
 from sparring.training.batchnorm import batch_statistics, layers
 from sparring.training.crafting import craft
-from sparring.training.strategy import Loss
+from sparring.training.losses import Loss
 
 THREAT = sp.Linf(0.1)
 

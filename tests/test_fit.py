@@ -64,6 +64,17 @@ def test_it_learns_and_says_how(tmp_path: Path) -> None:
     assert same(state(zoo.load_weights(network(), tmp_path / "last.safetensors")), state(model))
 
 
+def test_a_result_is_told_in_a_line(tmp_path: Path) -> None:
+    made = sp.fit(network(), problem(), sp.PGDTraining(THREAT, 1), epochs=2, out=tmp_path / "run")
+    assert made.best is not None
+    clean, robust = made.best.validation_accuracy, made.best.validation_robust_accuracy
+    best = f"the best is {made.best.epoch}: clean {clean:.1%}, robust {robust:.1%}"
+    assert repr(made).startswith(f"FitResult(2 epochs, {best}")
+    assert repr(made).endswith(f", in {tmp_path / 'run'})")
+    assert "\n" not in repr(made)
+    assert repr(sp.fit(network(), problem(), sp.Standard(), epochs=1, validation=False)) == "FitResult(1 epoch)"
+
+
 def test_validation_is_what_evaluate_says() -> None:
     x, y = problem(200)
     held = problem(260)[0][200:], problem(260)[1][200:]

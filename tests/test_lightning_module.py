@@ -177,6 +177,50 @@ def test_goes_on_from_a_checkpoint(case: str, tmp_path: Path) -> None:
         trainer().fit(AdversarialModule(network(True), sp.Standard()), loader(), ckpt_path=tmp_path / "epoch=0.ckpt")
 
 
+def test_another_trainer_begins_anew() -> None:
+    """What the strategy kept for samples, and averaged, was of another training."""
+    data = Indexed(TensorDataset(X, Y))
+    used, new = (
+        AdversarialModule(network(), sp.PGDTraining(THREAT, 1, keep=True).with_(sp.EMA(0.9)), lr=0.1) for _ in range(2)
+    )
+    trainer().fit(used, loader(data=data))
+    used.model.load_state_dict(network().state_dict())
+    for module in (used, new):
+        trainer().fit(module, loader(data=data))
+    assert used.strategy.batches == new.strategy.batches
+    assert torch.equal(weights(used.model), weights(new.model))
+    assert torch.equal(deployed(used), deployed(new))
+
+
+def test_another_trainer_takes_the_networks_of_the_strategy_that_it_begins() -> None:
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    module = AdversarialModule(model, sp.GeneratorTraining(THREAT, channels=1), lr=0.1)
+    ends = []
+    for _ in range(2):
+        model.load_state_dict({name: torch.full_like(value, 0.1) for name, value in model.state_dict().items()})
+        trainer(max_epochs=1).fit(module, loader(4, TensorDataset(images, Y[:8])))
+        assert module.networks["generator"] is module.strategy.modules()["generator"]
+        ends.append(torch.cat([weights(model), weights(module.networks["generator"])]))
+    assert torch.equal(*ends)
+
+
+def test_a_trainer_that_goes_on_takes_the_strategy_along() -> None:
+    data = Indexed(TensorDataset(X, Y))
+    module = AdversarialModule(network(), sp.PGDTraining(THREAT, 1, keep=True), lr=0.1)
+    run = trainer(max_epochs=1)
+    run.fit(module, loader(data=data))
+    run.fit_loop.max_epochs = 3
+    run.fit(module, loader(data=data))
+    assert module.strategy.batches == 3 * 3
+
+
+def deployed(module: AdversarialModule) -> Tensor:
+    with module.deployed():
+        return weights(module.model).clone()
+
+
 def test_a_checkpoint_brings_the_settings(tmp_path: Path) -> None:
     module = AdversarialModule(network(), sp.TRADES(THREAT), lr=0.25, accumulate=2)
     run = trainer(max_epochs=1)
@@ -273,6 +317,7 @@ def test_batches_of_other_shapes() -> None:
         ({"gradient_clip_val": 1.0}, {}, "max_grad_norm=1.0"),
         ({"accumulate_grad_batches": 3}, {}, "accumulate=3"),
         ({"max_epochs": -1}, {}, "max_epochs"),
+        ({"max_epochs": 2}, {"warmup": 2}, "warmup=2 of max_epochs=2: the rate would never be lr"),
         ({"max_epochs": -1, "max_steps": 3}, {"warmup": 1}, "max_epochs"),
         ({}, {"accumulate": 2}, "Free steps more than once a batch"),
     ],

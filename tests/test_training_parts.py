@@ -216,6 +216,13 @@ def test_parts_chain_and_are_told_in_the_settings() -> None:
     assert ema.count == 2
 
 
+def test_a_part_goes_round_a_strategy_once() -> None:
+    with pytest.raises(ValueError, match="Standard has EMA round it already"):
+        sp.Standard().with_(sp.EMA(0.99)).with_(sp.SWA(3), sp.EMA(0.9))
+    with pytest.raises(ValueError, match="PGDTraining has AWP round it already"):
+        sp.PGDTraining(THREAT, 2).with_(sp.AWP(), sp.AWP())
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

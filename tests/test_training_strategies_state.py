@@ -6,6 +6,7 @@ import copy
 import io
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -381,9 +382,21 @@ def test_a_batch_of_one_is_fine_without_batchnorm(name: str) -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_advprop_refuses_a_model_without_batchnorm() -> None:
-    with pytest.raises(ValueError, match=r"AdvProp: the model has no BatchNorm layer in train mode.*sp.Mixed"):
-        next(MADE["AdvProp"]()(network(), samples()))
+@pytest.mark.parametrize("make", [MADE["AdvProp"], lambda: sp.Mixed(sp.FGSM(THREAT), bn="split")])
+def test_there_must_be_batchnorm_to_split(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"bn='split': the model has no BatchNorm layer in train mode"):
+        next(make()(network(), samples()))
+
+
+@pytest.mark.parametrize("name", ["Standard", "PGDTraining"])
+def test_inputs_that_the_model_can_not_take(name: str) -> None:
+    x, y = samples()
+    strategy = MADE[name]()
+    other = torch.float32 if x.dtype == torch.float64 else torch.float64
+    with pytest.raises(
+        ValueError, match=r"can't take inputs of shape .*; give it data of the channels, size and dtype"
+    ):
+        next(strategy(network(), sp.Batch(x.to(other), y, torch.arange(len(x))))).value  # noqa: B018  # a property that computes
 
 
 def test_free_says_what_a_loop_forgot() -> None:

@@ -13,7 +13,7 @@ import pages
 import sparring as sp
 from sparring.noise import Noise
 from sparring.training.first import Costate, First, first_layer
-from sparring.training.strategy import Batch
+from sparring.training.losses import Batch
 from sparring.training.yopo import YOPO
 
 EPS, STEP = 0.1, 0.04

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.combined import Combined
-from sparring.layout import Layout, told
+from sparring.layout import Layout, fitting
 from sparring.noise import Noise
 from sparring.transforms import Keys, RandomTransform
 from sparring.wrappers import Context, Model, decided
@@ -76,19 +76,9 @@ class Borrowed:
         x, context = self.layout.arrange(x, context)
         cast = nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
         before = sum(module.extra for module in self.combined)
-        try:
-            with cast, self._drawing(context, len(x)), nullcontext() if self.access == "gradients" else torch.no_grad():
-                logits: Tensor = self.model(x, **{name: part for name, part in context.items() if name != INDEX})
-        except RuntimeError as error:
-            if self.classes is not None or isinstance(error, torch.OutOfMemoryError):
-                raise  # it has worked before: not the inputs' fault
-            reason, compiling = told(error)
-            if compiling:
-                raise ValueError(f"torch.compile fails on this model: {reason}; evaluate it uncompiled") from error
-            raise ValueError(
-                f"the model can't take inputs of shape {tuple(x.shape)}, {str(x.dtype).removeprefix('torch.')} on {x.device}: "
-                f"{reason}; give it data of the channels, size and dtype that it was made for"
-            ) from error
+        watched = nullcontext() if self.access == "gradients" else torch.no_grad()
+        with fitting(x, known=self.classes is not None), cast, self._drawing(context, len(x)), watched:
+            logits: Tensor = self.model(x, **{name: part for name, part in context.items() if name != INDEX})
         if self.access == "decisions":
             logits = decided(logits, self.labels)
         self.cost = 1 + (sum(module.extra for module in self.combined) - before) // max(len(x), 1)

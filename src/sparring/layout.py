@@ -101,7 +101,24 @@ def _is_channels_last(parameter: Tensor) -> bool:
     )
 
 
-def told(error: RuntimeError) -> tuple[str, bool]:
+@contextmanager
+def fitting(x: Any, known: bool) -> Iterator[None]:
+    """Round a model's call: ValueError, in one line, where it can't take x (B, *S); `known`: it did take such inputs."""
+    try:
+        yield
+    except RuntimeError as error:
+        if known or isinstance(error, torch.OutOfMemoryError) or not isinstance(x, Tensor):
+            raise  # not the inputs' fault
+        reason, compiling = _told(error)
+        if compiling:
+            raise ValueError(f"torch.compile fails on this model: {reason}; use it uncompiled") from error
+        raise ValueError(
+            f"the model can't take inputs of shape {tuple(x.shape)}, {str(x.dtype).removeprefix('torch.')} on {x.device}: "
+            f"{reason}; give it data of the channels, size and dtype that it was made for"
+        ) from error
+
+
+def _told(error: RuntimeError) -> tuple[str, bool]:
     """What went wrong, in one line, and whether it was the compiling."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):

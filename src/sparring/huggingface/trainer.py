@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sparring.huggingface.batches import UNLABELLED, Inputs, encoded
 from sparring.text.tokens import needed
-from sparring.training.strategy import Batch, Loss, Strategy
+from sparring.training.losses import Batch, Loss
+from sparring.training.strategy import Strategy
 from sparring.training.unlabelled import Unlabelled
 
 STATE = "sparring.pt"

@@ -18,7 +18,8 @@ from sparring.lightning.limits import refuse
 from sparring.lightning.measuring import joined, measured, precision, short_attack
 from sparring.lightning.reading import check_forward, network_in
 from sparring.threat import Threat
-from sparring.training.strategy import Batch, Strategy
+from sparring.training.losses import Batch
+from sparring.training.strategy import Strategy
 from sparring.training.supervised import AdversarialTraining, Mixed, PGDTraining, first
 from sparring.training.validation import threat_of
 
@@ -68,6 +69,8 @@ class Sparring(Host):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         refuse(trainer)
         self._training = stage == "fit"
+        if self._training:
+            states.begin(self.strategy, trainer)
         check_forward(pl_module, self.network)
         if stage == "fit" and self.train and not pl_module.automatic_optimization:
             raise ValueError(

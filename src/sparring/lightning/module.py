@@ -19,9 +19,10 @@ from sparring.lightning.limits import refuse, refuse_by_hand
 from sparring.lightning.measuring import joined, measured, precision, short_attack
 from sparring.training import fit, optimizing
 from sparring.training.averaging import Average
+from sparring.training.losses import Batch, Loss
 from sparring.training.optimizing import Optimizer, Rates, Schedule, Tuning
 from sparring.training.settings import check
-from sparring.training.strategy import Batch, Loss, Strategy
+from sparring.training.strategy import Strategy
 from sparring.training.team import bare
 from sparring.training.validation import threat_of
 
@@ -121,6 +122,9 @@ class Adversarial(Host):
     def setup(self, stage: str) -> None:
         refuse(self.trainer)
         refuse_by_hand(self.trainer, self.strategy)
+        if stage == "fit":
+            states.begin(self.strategy, self.trainer)
+            self.networks = nn.ModuleDict(self.strategy.modules())
         if getattr(self, "_compiler_ctx", None) is not None:
             raise ValueError(
                 "torch.compile(AdversarialModule(net)): compile the network, AdversarialModule(torch.compile(net))"
@@ -146,6 +150,10 @@ class Adversarial(Host):
         if epochs < 0 and (warmup or (moves and trainer.max_steps < 0)):
             raise ValueError(
                 f"schedule={schedule!r}, warmup={warmup}: the Trainer has no end to plan for, give it max_epochs"
+            )
+        if 0 < epochs <= warmup:
+            raise ValueError(
+                f"warmup={warmup} of max_epochs={epochs}: the rate would never be lr; expected fewer epochs of it"
             )
         # anew: a callback may have added parameters to an optimiser
         self._rates = Rates(schedule, list(self._by_owner().values()), warmup / epochs if warmup else 0.0)

@@ -6,7 +6,15 @@ from typing import Any
 
 from torch import distributed
 
+from sparring.training.parts import begin_anew
 from sparring.training.strategy import Strategy
+
+
+def begin(strategy: Strategy, trainer: Any) -> None:
+    """In `setup`, before a checkpoint is read: a Trainer that hasn't trained yet begins with the strategy as it was made, with
+    nothing of an earlier training."""
+    if strategy.batches and not trainer.global_step:
+        begin_anew(strategy)
 
 
 def everybodys(strategy: Strategy) -> dict[str, Any]:

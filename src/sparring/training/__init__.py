@@ -11,11 +11,12 @@ from sparring.training.free import Free
 from sparring.training.generator import GeneratorTraining
 from sparring.training.health import HealthCheck
 from sparring.training.history import Epoch
+from sparring.training.losses import Batch, Loss
 from sparring.training.parts import Part
 from sparring.training.recalibration import recalibrate
 from sparring.training.smart import SMART
 from sparring.training.sources import AdvProp, EnsembleTraining
-from sparring.training.strategy import Batch, Loss, Strategy
+from sparring.training.strategy import Strategy
 from sparring.training.supervised import FGSMTraining, Mixed, PGDTraining, Standard
 from sparring.training.text import FGM, FreeLB, TextAdversarial, TextVAT
 from sparring.training.trades import MART, TRADES

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sparring.checks import check_whole
+from sparring.training.losses import Batch, Loss
 from sparring.training.parts import Part
-from sparring.training.strategy import Batch, Loss, Strategy
+from sparring.training.strategy import Strategy
 
 
 class Average(Part):

@@ -11,8 +11,9 @@ from torch.func import functional_call
 
 from sparring.checks import check_positive
 from sparring.training.free import Free
+from sparring.training.losses import Batch, Loss, Seen
 from sparring.training.parts import Part
-from sparring.training.strategy import Batch, Loss, Seen, Strategy
+from sparring.training.strategy import Strategy
 from sparring.training.text import FromBackward
 from sparring.training.yopo import YOPO
 

@@ -100,9 +100,11 @@ class Statistics:
         return self.drift is not None and self.drift.forwards > 0 and self._worst(self.drift) >= DISAGREE
 
     def check(self, model: nn.Module, x: Tensor) -> None:
-        """ValueError for a batch that has no statistics. Looks at the layers' modes, before they are borrowed."""
+        """ValueError for a batch without statistics, or nothing to split. Looks at layers' modes before they are borrowed."""
         self._modes = [(module, module.training) for module in model.modules()]
         self._layers = layers(model)
+        if self.policy == "split" and not self._layers:
+            raise ValueError("bn='split': the model has no BatchNorm layer in train mode to split; use bn='auto'")
         if self._layers and len(x) == 1:
             raise ValueError(
                 "a batch of one sample has no batch statistics: drop it (drop_last=True), or freeze BatchNorm with .eval()"

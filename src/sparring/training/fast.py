@@ -17,8 +17,9 @@ from sparring.checks import check_positive
 from sparring.noise import Noise
 from sparring.objective import check_label_range, cross_entropy
 from sparring.threat import Threat
+from sparring.training.losses import Batch, Loss, Seen
 from sparring.training.modes import twice_differentiable
-from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat, wide
+from sparring.training.strategy import Strategy, check_threat, wide
 from sparring.training.supervised import AdversarialTraining
 
 

@@ -62,6 +62,14 @@ class FitResult:
         core(model).load_state_dict(self.best_weights)
         return model
 
+    def __repr__(self) -> str:
+        told = [f"{len(self.history)} epochs" if len(self.history) != 1 else "1 epoch"]
+        if self.best is not None:
+            told.append(f"the best is {self.best.epoch}: {self.best.standing}")
+        told += [] if self.finished else ["not finished"]
+        told += [f"{len(self.notes)} notes"] if self.notes else []
+        return f"FitResult({', '.join(told)}{'' if self.folder is None else f', in {self.folder}'})"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "epochs": [asdict(epoch) for epoch in self.history],

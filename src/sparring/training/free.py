@@ -15,7 +15,8 @@ from sparring.checks import check_positive, check_whole
 from sparring.noise import Noise
 from sparring.threat import Threat
 from sparring.training.kept import Kept
-from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat
+from sparring.training.losses import Batch, Loss, Seen
+from sparring.training.strategy import Strategy, check_threat
 
 
 @dataclass(eq=False)

@@ -15,7 +15,8 @@ from sparring.learned.generator import changed
 from sparring.learned.networks import Generator
 from sparring.objective import check_label_range, margin
 from sparring.threat import Threat
-from sparring.training.strategy import Batch, Loss, Seen, check_threat
+from sparring.training.losses import Batch, Loss, Seen
+from sparring.training.strategy import check_threat
 from sparring.training.supervised import AdversarialTraining
 
 

@@ -40,6 +40,12 @@ class Epoch:
     validation_seconds: float | None = None
 
     @property
+    def standing(self) -> str:
+        """Accuracies on validation data, in words; empty where there are none."""
+        pairs = [("clean", self.validation_accuracy), ("robust", self.validation_robust_accuracy)]
+        return ", ".join(f"{name} {value:.1%}" for name, value in pairs if value is not None)
+
+    @property
     def score(self) -> tuple[float, float] | None:
         """By what the best epoch is found: robust accuracy on validation data, then clean; None without validation."""
         if self.validation_accuracy is None:

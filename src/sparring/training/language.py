@@ -14,7 +14,8 @@ from sparring.text.classifier import TextClassifier
 from sparring.text.encoded import Encoded
 from sparring.text.lengths import LengthBatches
 from sparring.training.fitting import FitResult, fit
-from sparring.training.strategy import Batch, Loss, Seen, Strategy, wide
+from sparring.training.losses import Batch, Loss, Seen
+from sparring.training.strategy import Strategy, wide
 
 
 class LanguageModel(nn.Module):

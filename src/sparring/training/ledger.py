@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparring.training.strategy import Loss
+from sparring.training.losses import Loss
 
 
 @dataclass

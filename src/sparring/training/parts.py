@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from sparring.training.strategy import Batch, Loss, Strategy
+from sparring.training.losses import Batch, Loss
+from sparring.training.strategy import Strategy
 from sparring.training.values import plain
 
 

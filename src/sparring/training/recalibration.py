@@ -14,8 +14,9 @@ from torch.distributed import all_reduce, is_available, is_initialized
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparring.training.batchnorm import BRANCHES, layers
+from sparring.training.losses import Batch
 from sparring.training.modes import as_in_training
-from sparring.training.strategy import Batch, Strategy
+from sparring.training.strategy import Strategy
 
 BATCH = 128
 

@@ -20,9 +20,10 @@ from sparring.training.feed import Chunk, Feed, groups
 from sparring.training.history import Epoch, Progress
 from sparring.training.ledger import Ledger, NotFinite, Tally
 from sparring.training.limits import Limits
+from sparring.training.losses import Batch, Loss
 from sparring.training.optimizing import Rates, Tuning
 from sparring.training.settling import settle
-from sparring.training.strategy import Batch, Loss, Strategy
+from sparring.training.strategy import Strategy
 from sparring.training.team import Crew
 from sparring.training.unlabelled import beside
 from sparring.training.validation import Validation

@@ -14,7 +14,8 @@ from torch.func import functional_call
 from sparring.checks import check_positive, check_whole
 from sparring.noise import Noise
 from sparring.text.perturber import Perturbed, Vectors
-from sparring.training.strategy import Batch, Loss, Seen, Strategy, wide
+from sparring.training.losses import Batch, Loss, Seen
+from sparring.training.strategy import Strategy, wide
 from sparring.training.text import Forwards
 from sparring.training.virtual import as_it_learns, rounding
 

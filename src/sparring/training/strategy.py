@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
@@ -24,88 +24,17 @@ from torch import Tensor, nn
 from sparring.attacks.base import Attack
 from sparring.attacks.inputs import check_labels
 from sparring.borrow import Borrowed, borrow, check_logits
+from sparring.layout import fitting
 from sparring.objective import check_label_range
 from sparring.text.encoded import is_tokens
 from sparring.threat import Threat
-from sparring.training.batchnorm import Statistics, layers, safe_buffers
+from sparring.training.batchnorm import Statistics, safe_buffers
 from sparring.training.crafting import craft
+from sparring.training.losses import Batch, Loss, Passes
 from sparring.training.values import plain
 
 if TYPE_CHECKING:
     from sparring.training.parts import Part
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a strategy learns from.
-
-    x: (B, *S) floats; for a strategy that takes texts also token numbers (B, T) int64, or an `Encoded`. y: (B,) class numbers.
-    indices: (B,) numbers of the samples in their data set, which random draws and kept perturbations are keyed by; default
-    0 … B − 1. step: the number of batches before this one; default: the strategy counts. extras: whatever else a strategy
-    asks for by name (unlabelled data, beside which x may be empty; masks).
-    """
-
-    x: Tensor
-    y: Tensor
-    indices: Tensor | None = None
-    step: int | None = None
-    extras: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Seen:
-    """What the forwards behind a loss answered: right answers and samples by name ("clean", "adversarial")."""
-
-    right: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
-
-    def add(self, name: str, logits: Tensor, y: Tensor) -> None:
-        self.right[name] = ((logits.detach().argmax(1) == y).sum(), len(y))
-
-
-class Loss:
-    """One loss to go backward from, computed when `value` is first read.
-
-    value: a scalar with a graph. update: whether the optimiser steps, and gradients are zeroed, after this backward; a loop
-    that does not step where it could (because it accumulates) sets it to False, so that averages of weights know.
-    owner: whose parameters it is for, "model" or what the strategy calls its other network. seen: the answers behind it,
-    once `value` was read. scale: what the loop multiplied the loss with (a gradient scaler, 1/accumulation), once it went
-    backward: gradients found on the way are divided by it.
-    """
-
-    share = 1.0  # of what it is a part of, where the batch's loss is a mean of several
-
-    def __init__(self, compute: Callable[[Seen], Tensor], *, update: bool = True, owner: str = "model") -> None:
-        self.compute, self.update, self.owner = compute, update, owner
-        self.seen = Seen()
-        self._value: Tensor | None = None
-        self._scale: list[Tensor] = []  # a list, because a hook that held the loss itself would keep its graph alive
-
-    @property
-    def value(self) -> Tensor:
-        if self._value is None:
-            with torch.enable_grad():
-                self._value = self.compute(self.seen)
-            if self._value.requires_grad:
-                self._value.register_hook(self._scale.append)  # type: ignore[no-untyped-call]
-        return self._value
-
-    @property
-    def scale(self) -> Tensor:
-        if not self._scale:
-            raise RuntimeError(
-                "the loop asked for the next loss without loss.value.backward(): a strategy needs the gradients of each"
-            )
-        return self._scale[-1]
-
-
-@dataclass
-class Passes:
-    """Samples that went through the network: whole, and (YOPO) through its first layer only."""
-
-    forwards: int = 0
-    backwards: int = 0
-    first_forwards: int = 0
-    first_backwards: int = 0
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -196,7 +125,7 @@ class Strategy:
             self._known, self._classes = id(model), None
         batch = self._checked(batch)
         self.statistics.check(model, batch.x)
-        if self.bn == "split" and not self.splits and layers(model):
+        if self.bn == "split" and not self.splits:
             raise ValueError(
                 f"{self.name}(bn='split'): it does not learn from clean and adversarial samples side by side; use sp.AdvProp, or "
                 "sp.Mixed with alpha between 0 and 1"
@@ -217,10 +146,13 @@ class Strategy:
     def with_(self: Self, *parts: Part) -> Self:
         """A new strategy of these settings with `AWP`, `EMA`, … round it, the first innermost, outside those that it has.
 
-        ValueError where one of them can't be put round this strategy.
+        ValueError where one of them can't be put round this strategy, or is of a kind that it has.
         """
+        kinds = [type(part) for part in (*self.parts, *parts)]
         for part in parts:
             part.check(self)
+            if kinds.count(type(part)) > 1:
+                raise ValueError(f"{self.name} has {type(part).__name__} round it already: it would do the same twice")
         made = replace(self)
         made.parts = (*self.parts, *parts)
         return made
@@ -310,7 +242,8 @@ class Strategy:
     def forward(self, model: nn.Module, x: Tensor, y: Tensor, branch: str = "adversarial") -> Tensor:
         """Logits (B, C), in float32 or better, of the forward that is learned from: in the model's own modes, and the only one
         that moves its buffers."""
-        with self.precision(x), nullcontext() if self.is_aside else self.statistics.learning(model, branch):
+        moving = nullcontext() if self.is_aside else self.statistics.learning(model, branch)
+        with fitting(x, known=self._classes is not None), self.precision(x), moving:
             logits: Tensor = model(x)
         if self._classes is None:
             self._classes = check_logits(logits, len(x))

@@ -22,9 +22,9 @@ from sparring.threat import Threat
 from sparring.training.batchnorm import batch_statistics, layers
 from sparring.training.crafting import craft
 from sparring.training.fast import slope
+from sparring.training.losses import Batch
 from sparring.training.modes import as_in_training
 from sparring.training.recalibration import Sums
-from sparring.training.strategy import Batch
 
 MODES = ("running", "batch")
 STEPS = 10

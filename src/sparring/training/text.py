@@ -14,7 +14,8 @@ from sparring.checks import check_positive, check_whole
 from sparring.noise import Noise
 from sparring.text.encoded import Encoded
 from sparring.text.perturber import EmbeddingPerturber, Vectors
-from sparring.training.strategy import Batch, Loss, Seen, Strategy
+from sparring.training.losses import Batch, Loss, Seen
+from sparring.training.strategy import Strategy
 from sparring.training.vat import VAT
 from sparring.training.virtual import Replay
 

@@ -13,7 +13,8 @@ from sparring.attacks.pgd import PGD
 from sparring.checks import check_positive
 from sparring.noise import Noise
 from sparring.threat import Threat
-from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat
+from sparring.training.losses import Batch, Loss, Seen
+from sparring.training.strategy import Strategy, check_threat
 
 SPREAD = 1e-3  # of the Gaussian start, in parts of the box: at x itself the KL divergence has no gradient
 

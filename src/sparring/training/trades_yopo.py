@@ -12,7 +12,8 @@ from sparring.checks import check_positive
 from sparring.noise import Noise
 from sparring.objective import check_label_range, kl
 from sparring.threat import Threat
-from sparring.training.strategy import Batch, check_threat
+from sparring.training.losses import Batch
+from sparring.training.strategy import check_threat
 from sparring.training.trades import Agreeing, beside, trades_loss
 from sparring.training.yopo import YOPO
 

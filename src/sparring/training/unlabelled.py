@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparring.text.encoded import is_tokens
 from sparring.training.feed import Chunk, Feed, holds_tensors, in_memory
-from sparring.training.strategy import Batch
+from sparring.training.losses import Batch
 
 BEYOND = 1 << 40
 

@@ -14,8 +14,9 @@ from sparring.checks import check_positive
 from sparring.noise import Noise
 from sparring.text.encoded import is_tokens
 from sparring.text.perturber import EmbeddingPerturber, Perturbed
+from sparring.training.losses import Batch, Loss, Seen
 from sparring.training.parts import Part
-from sparring.training.strategy import Batch, Loss, Seen, Strategy, wide
+from sparring.training.strategy import Strategy, wide
 from sparring.training.supervised import Standard
 from sparring.training.trades import divergence
 from sparring.training.unlabelled import Unlabelled

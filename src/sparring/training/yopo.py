@@ -18,7 +18,8 @@ from sparring.objective import check_label_range
 from sparring.threat import Threat, parse_eps
 from sparring.training.first import Costate, First, first_layer
 from sparring.training.kept import Kept
-from sparring.training.strategy import Batch, Loss, Seen, Strategy, check_threat
+from sparring.training.losses import Batch, Loss, Seen
+from sparring.training.strategy import Strategy, check_threat
 
 
 @dataclass(eq=False)
