@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import time
@@ -247,11 +248,14 @@ def spread(values: list[float]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     from sparring.inspection import style
 
     names = [name for name in TASKS if any(row["task"] == name for row in rows)]
-    made = style.new_figure(5.2 * len(names), 4.2)
-    for axes, name in zip(made.subplots(1, len(names), squeeze=False)[0], names):
+    wide, high = min(2, len(names)), math.ceil(len(names) / 2)
+    made = style.new_figure(5.2 * wide, 4.2 * high)
+    for axes, name in zip(made.subplots(high, wide, squeeze=False).flat, names):
         style.dress(axes)
         for number, method in enumerate(METHODS):
             mine = [row for row in rows if row["task"] == name and row["method"] == method]
@@ -262,8 +266,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                     *zip(*points), color=style.SERIES[number], linestyle=style.DASHES[number], alpha=0.7, label=label
                 )
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
         axes.set_xlabel("minutes")
         axes.set_ylabel("validation error, %")
         style.title(axes, name)

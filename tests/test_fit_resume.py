@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,29 @@ def test_other_data_validation_callbacks_or_sources_are_not_gone_on_with(
     state["identity"] = {key: value for key, value in state["identity"].items() if key not in (*LATER, name)}
     torch.save(state, tmp_path / "state.pt")
     start(**changed)  # a state of before these were kept
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (nn.Sequential(nn.Linear(2, 5), nn.Linear(5, 2)), r"\(0.weight was of shape \(3, 5\), is of shape \(5, 2\)\)"),
+        (
+            nn.Sequential(OrderedDict(a=nn.Linear(5, 3), b=nn.Linear(3, 2))),
+            r"\(a.weight was missing, is of shape \(3, 5\)\)",
+        ),
+    ],
+)
+def test_another_network_does_not_go_on(tmp_path: Path, other: nn.Module, said: str) -> None:
+    """As many parameters, with other names or shapes: nothing of the state gets in."""
+    settings: dict[str, Any] = {"epochs": 1, "out": tmp_path, "health": False, "validation": False}
+    fit(nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 2)), problem(), Standard(), **settings)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    state["identity"]["parameters"] = sum(p.numel() for p in other.parameters())
+    torch.save(state, tmp_path / "state.pt")
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match=rf"holds a training of another network {said}: choose another folder"):
+        fit(other, problem(), Standard(), **settings)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
 def test_interrupted_while_it_validates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,24 @@ def check_identity(path: Path, earlier: Mapping[str, Any], now: Mapping[str, Any
             )
 
 
+def check_network(path: Path, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """ValueError where the folder holds weights of other names or shapes: names the first that differs."""
+    for name in {**now, **earlier}:
+        then, here = (_shape(weights, name) for weights in (earlier, now))
+        if then != here:
+            raise ValueError(
+                f"{path.parent} holds a training of another network ({name} was {then}, is {here}): choose another "
+                f"folder, or {ANEW}"
+            )
+
+
+def _shape(weights: Mapping[str, Any], name: str) -> str:
+    value = weights.get(name)
+    return (
+        "missing" if name not in weights else f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "there"
+    )
+
+
 def _alike(name: str, a: Any, b: Any) -> bool:
     """Moments may differ by what rounding does to them, measured by the largest; everything else is the same or not."""
     if a == b or not name.startswith("moments") or not (a and b) or len(a) != len(b):
