@@ -255,7 +255,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     names = [name for name in TASKS if any(row["task"] == name for row in rows)]
     wide, high = min(2, len(names)), math.ceil(len(names) / 2)
     made = style.new_figure(5.2 * wide, 4.2 * high)
-    for axes, name in zip(made.subplots(high, wide, squeeze=False).flat, names):
+    places = list(made.subplots(high, wide, squeeze=False).flat)
+    for axes in places[len(names) :]:
+        axes.set_visible(False)
+    for axes, name in zip(places, names):
         style.dress(axes)
         for number, method in enumerate(METHODS):
             mine = [row for row in rows if row["task"] == name and row["method"] == method]

@@ -350,3 +350,29 @@ def test_inputs_that_the_model_was_not_made_for_get_one_line() -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="float64"):
         sp.PGD(sp.Linf(0.1))(net, torch.rand(2, 3, 8, 8, dtype=torch.float64), torch.zeros(2, dtype=torch.long))
+
+
+class Full(RuntimeError):
+    """As libraries make their own kinds of it."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("call model.prepare() first"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes of this type"),
+        NotImplementedError("no forward of this shape"),
+        Full("expected another shape"),
+    ],
+    ids=["own", "device", "memory", "missing", "kind"],
+)
+@pytest.mark.parametrize("make", [lambda: sp.Standard(), lambda: sp.FGSMTraining(sp.Linf(0.1))], ids=["learn", "craft"])
+def test_what_is_not_the_inputs_fault_is_raised_as_it_came(make: Any, error: RuntimeError) -> None:
+    class Failing(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        next(make()(Failing(4, 2), (torch.rand(3, 4), torch.zeros(3, dtype=torch.long)))).value  # noqa: B018
+    assert raised.value is error

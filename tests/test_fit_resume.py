@@ -246,6 +246,36 @@ def test_another_network_does_not_go_on(tmp_path: Path, other: nn.Module, said: 
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
+class Growing(nn.Linear):
+    """With buffers that begin empty, as observers' do, and a state of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 2)
+        self.register_buffer("seen", torch.zeros(0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = torch.ones(2)
+        return super().forward(x)
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.ones(len(self.seen))
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.got = state
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+        self.seen = torch.zeros_like(state[prefix + "seen"])
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def test_buffers_may_grow_between_two_starts(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"epochs": 1, "out": tmp_path, "health": False, "validation": False}
+    fit(Growing(), problem(), Standard(), **settings)
+    again = Growing()
+    assert fit(again, problem(), Standard(), **settings).finished
+    assert torch.equal(again.got, torch.ones(2))
+
+
 def test_interrupted_while_it_validates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sparring.training.validation import Validation
 

@@ -112,6 +112,18 @@ def test_trains_as_the_strategy_does(against: Any, strategy: Strategy) -> None:
     assert (mine is None and theirs is None) or mine.forwards == theirs.forwards == 9
 
 
+def test_another_trainer_begins_anew() -> None:
+    """What was kept for the samples was of another training."""
+    data = Indexed(TensorDataset(X, Y))
+    callback, given = AdversarialCallback(sp.PGDTraining(THREAT, 1, keep=True)), []
+    for _ in range(2):
+        module = Own()
+        trainer(callback, max_epochs=2).fit(module, loader(data=data))
+        given.append(torch.cat([batch[0] for batch in module.given]))
+        assert callback.strategy.batches == len(module.given)
+    assert torch.equal(*given)
+
+
 def test_batches_keep_their_kind() -> None:
     Pair = namedtuple("Pair", "image label")
     kinds = {

@@ -327,6 +327,12 @@ def test_what_does_not_go_is_said(given: dict[str, Any], settings: dict[str, Any
         trainer(**given).fit(AdversarialModule(network(), sp.Free(THREAT), **settings), loader())
 
 
+def test_a_smoke_test_of_one_batch_may_warm_up() -> None:
+    run = trainer(fast_dev_run=True)
+    run.fit(AdversarialModule(network(), sp.Standard(), warmup=1), loader())
+    assert run.global_step == 1
+
+
 def test_schedules_end_with_the_steps() -> None:
     module = AdversarialModule(network(), sp.Standard(), lr=1.0, schedule=lambda done: done)
     run = trainer(max_epochs=-1, max_steps=4)

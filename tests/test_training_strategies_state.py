@@ -15,7 +15,9 @@ from torch.nn import functional as F
 
 import sparring as sp
 from networks import Counting
+from sparring.text.encoded import Encoded
 from sparring.training import Strategy
+from sparring.training.parts import begin_anew
 from test_training_strategies import EPS, SIZE, THREAT, clipped, network, samples, slope
 
 
@@ -384,7 +386,9 @@ def test_a_batch_of_one_is_fine_without_batchnorm(name: str) -> None:
 
 @pytest.mark.parametrize("make", [MADE["AdvProp"], lambda: sp.Mixed(sp.FGSM(THREAT), bn="split")])
 def test_there_must_be_batchnorm_to_split(make: Any) -> None:
-    with pytest.raises(ValueError, match=r"bn='split': the model has no BatchNorm layer in train mode"):
+    with pytest.raises(
+        ValueError, match=r"(bn='split'|AdvProp): the model has no BatchNorm layer.*to split; use sp.Mixed"
+    ):
         next(make()(network(), samples()))
 
 
@@ -397,6 +401,25 @@ def test_inputs_that_the_model_can_not_take(name: str) -> None:
         ValueError, match=r"can't take inputs of shape .*; give it data of the channels, size and dtype"
     ):
         next(strategy(network(), sp.Batch(x.to(other), y, torch.arange(len(x))))).value  # noqa: B018  # a property that computes
+
+
+def test_a_batch_is_told_in_a_line() -> None:
+    x, y = torch.rand(6, 2), torch.zeros(6, dtype=torch.long)
+    assert repr(sp.Batch(x, y, step=3, extras={"unlabelled": x})) == "Batch(x (6, 2), 6 labels, step=3, unlabelled)"
+    ids = torch.ones(6, 2, dtype=torch.long)
+    assert repr(sp.Batch(Encoded(ids, ids > 0, ids < 0), y)) == "Batch(Encoded, 6 labels)"
+
+
+def test_what_can_not_be_made_again_says_so() -> None:
+    class Mine(sp.Standard):
+        def __init__(self, tau: float) -> None:
+            super().__init__()
+            self.tau = tau
+
+    strategy = Mine(0.1)
+    begin_anew(sp.Standard())
+    with pytest.raises(TypeError, match=r"Mine can't begin anew.*make it a dataclass, or make another one"):
+        begin_anew(strategy)
 
 
 def test_free_says_what_a_loop_forgot() -> None:

@@ -77,7 +77,7 @@ class Borrowed:
         cast = nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
         before = sum(module.extra for module in self.combined)
         watched = nullcontext() if self.access == "gradients" else torch.no_grad()
-        with fitting(x, known=self.classes is not None), cast, self._drawing(context, len(x)), watched:
+        with cast, self._drawing(context, len(x)), watched, fitting(x, known=self.classes is not None):
             logits: Tensor = self.model(x, **{name: part for name, part in context.items() if name != INDEX})
         if self.access == "decisions":
             logits = decided(logits, self.labels)

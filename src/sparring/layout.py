@@ -18,6 +18,9 @@ from sparring.wrappers import Context
 GRAPHS = (
     64  # that a compiled model may have: three sizes, with a graph and without, in each precision, for several models
 )
+COMPILING = ("torch._dynamo", "torch._inductor")
+MISFIT = re.compile(r"shape|size|channel|dimension|type|device|expected|stride", re.IGNORECASE)
+OTHERS = re.compile(r"memory|CUDA error|cuDNN", re.IGNORECASE)
 
 
 @dataclass
@@ -103,15 +106,19 @@ def _is_channels_last(parameter: Tensor) -> bool:
 
 @contextmanager
 def fitting(x: Any, known: bool) -> Iterator[None]:
-    """Round a model's call: ValueError, in one line, where it can't take x (B, *S); `known`: it did take such inputs."""
+    """Round a model's call: ValueError, in one line, where it can't take x (B, *S); `known`: it did take such inputs. What is
+    not the inputs' fault (memory, a device, what the model itself has to say) is raised as it came."""
     try:
         yield
     except RuntimeError as error:
-        if known or isinstance(error, torch.OutOfMemoryError) or not isinstance(x, Tensor):
-            raise  # not the inputs' fault
+        if known or not isinstance(x, Tensor):
+            raise
         reason, compiling = _told(error)
         if compiling:
             raise ValueError(f"torch.compile fails on this model: {reason}; use it uncompiled") from error
+        torchs = type(error) is RuntimeError or type(error).__module__.startswith(COMPILING)
+        if not torchs or OTHERS.search(reason) or not MISFIT.search(reason):
+            raise
         raise ValueError(
             f"the model can't take inputs of shape {tuple(x.shape)}, {str(x.dtype).removeprefix('torch.')} on {x.device}: "
             f"{reason}; give it data of the channels, size and dtype that it was made for"
@@ -121,7 +128,7 @@ def fitting(x: Any, known: bool) -> Iterator[None]:
 def _told(error: RuntimeError) -> tuple[str, bool]:
     """What went wrong, in one line, and whether it was the compiling."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+    if not type(error).__module__.startswith(COMPILING):
         return lines[0], False
     if inside := re.search(r"got \w+\((['\"])(.*)\1\)", str(error)):  # what the model itself raised while it was traced
         return inside[2], False

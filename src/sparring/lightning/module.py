@@ -151,7 +151,7 @@ class Adversarial(Host):
             raise ValueError(
                 f"schedule={schedule!r}, warmup={warmup}: the Trainer has no end to plan for, give it max_epochs"
             )
-        if 0 < epochs <= warmup:
+        if 0 < epochs <= warmup and not getattr(trainer, "fast_dev_run", False):
             raise ValueError(
                 f"warmup={warmup} of max_epochs={epochs}: the rate would never be lr; expected fewer epochs of it"
             )

@@ -85,22 +85,17 @@ def check_identity(path: Path, earlier: Mapping[str, Any], now: Mapping[str, Any
             )
 
 
-def check_network(path: Path, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """ValueError where the folder holds weights of other names or shapes: names the first that differs."""
-    for name in {**now, **earlier}:
-        then, here = (_shape(weights, name) for weights in (earlier, now))
-        if then != here:
+def check_network(path: Path, earlier: Mapping[str, Any], model: nn.Module) -> None:
+    """ValueError where the folder holds weights of other names or shapes: names the first that differs. Buffers may have
+    any shape, and are their modules' affair."""
+    named = model.state_dict()
+    for name, weight in model.named_parameters():
+        then = f"of shape {tuple(earlier[name].shape)}" if name in earlier else "missing"
+        if name in named and then != (here := f"of shape {tuple(weight.shape)}"):
             raise ValueError(
                 f"{path.parent} holds a training of another network ({name} was {then}, is {here}): choose another "
                 f"folder, or {ANEW}"
             )
-
-
-def _shape(weights: Mapping[str, Any], name: str) -> str:
-    value = weights.get(name)
-    return (
-        "missing" if name not in weights else f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "there"
-    )
 
 
 def _alike(name: str, a: Any, b: Any) -> bool:

@@ -67,7 +67,7 @@ class FitResult:
         if self.best is not None:
             told.append(f"the best is {self.best.epoch}: {self.best.standing}")
         told += [] if self.finished else ["not finished"]
-        told += [f"{len(self.notes)} notes"] if self.notes else []
+        told += [f"notes: {len(self.notes)}"] if self.notes else []
         return f"FitResult({', '.join(told)}{'' if self.folder is None else f', in {self.folder}'})"
 
     def to_json(self) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Folder:
             raise ValueError(
                 f"{self.path} holds a training by {len(state['ranks'])} processes, now {run.crew.size}: go on with as many"
             )
-        checkpoint.check_network(path, state["model"], run.model.state_dict())
+        checkpoint.check_network(path, state["model"], run.model)
         run.model.load_state_dict(state["model"])
         for callback, kept in zip(run.callbacks, state["callbacks"], strict=True):
             if kept is not None:

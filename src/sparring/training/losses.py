@@ -27,10 +27,9 @@ class Batch:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
+        x = f"x {tuple(self.x.shape)}" if isinstance(self.x, Tensor) else type(self.x).__name__
         more = [] if self.step is None else [f"step={self.step}"]
-        return (
-            f"Batch({', '.join([f'x {tuple(self.x.shape)}', f'y {tuple(self.y.shape)}', *more, *sorted(self.extras)])})"
-        )
+        return f"Batch({', '.join([x, f'{len(self.y)} labels', *more, *sorted(self.extras)])})"
 
 
 @dataclass

@@ -48,6 +48,16 @@ def begin_anew(strategy: Strategy) -> None:
     parts = strategy.parts
     for part in parts:
         if is_dataclass(part):
-            vars(part).update(vars(replace(part)))
-    vars(strategy).update(vars(replace(strategy)))
+            vars(part).update(vars(_new(part)))
+    vars(strategy).update(vars(_new(strategy)))
     strategy.parts = parts
+
+
+def _new(made: Any) -> Any:
+    try:
+        return replace(made)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(made).__name__} can't begin anew, since its __init__ does not take its fields: make it a dataclass, or make "
+            "another one for each training"
+        ) from error

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from sparring.attacks.base import Attack
 from sparring.borrow import borrow
+from sparring.training.batchnorm import layers
 from sparring.training.crafting import craft
-from sparring.training.losses import Batch
+from sparring.training.losses import Batch, Loss
 from sparring.training.supervised import AdversarialTraining, Mixed, check_attack
 
 
@@ -71,3 +72,8 @@ class AdvProp(Mixed):
                 f"{self.name}(alpha={self.alpha!r}, fraction={self.fraction!r}): both branches need samples; expected alpha "
                 "between 0 and 1 and fraction=1"
             )
+
+    def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
+        if not layers(model):
+            raise ValueError(f"{self.name}: the model has no BatchNorm layer in train mode to split; use sp.Mixed")
+        yield from super().losses(model, batch)

@@ -152,7 +152,7 @@ class Strategy:
         for part in parts:
             part.check(self)
             if kinds.count(type(part)) > 1:
-                raise ValueError(f"{self.name} has {type(part).__name__} round it already: it would do the same twice")
+                raise ValueError(f"{self.name} has {type(part).__name__} round it already: choose one of them")
         made = replace(self)
         made.parts = (*self.parts, *parts)
         return made
@@ -243,7 +243,7 @@ class Strategy:
         """Logits (B, C), in float32 or better, of the forward that is learned from: in the model's own modes, and the only one
         that moves its buffers."""
         moving = nullcontext() if self.is_aside else self.statistics.learning(model, branch)
-        with fitting(x, known=self._classes is not None), self.precision(x), moving:
+        with self.precision(x), moving, fitting(x, known=self._classes is not None):
             logits: Tensor = model(x)
         if self._classes is None:
             self._classes = check_logits(logits, len(x))
