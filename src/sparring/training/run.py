@@ -182,8 +182,7 @@ class Run:
             updates += 1
             if self.accumulate > 1 and updates > 1:
                 raise ValueError(
-                    f"accumulate={self.accumulate}: {self.strategy.name} steps more than once a batch, so there is nothing to "
-                    "accumulate over; use accumulate=1"
+                    f"accumulate={self.accumulate}: {self.strategy.name} steps more than once a batch; use accumulate=1"
                 )
             if last:
                 self._update(loss.owner, samples)
