@@ -23,7 +23,7 @@ def facts(seed: int) -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "load": [round(v, 2) for v in os.getloadavg()],
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": installed("numpy"),

@@ -226,21 +226,22 @@ def table(args: argparse.Namespace) -> None:
         print("|---|---|---|---|---|---|---|")
         base = {row["seed"]: row for row in by_name.get("base", [])}
         for name, rows in by_name.items():
-            both = [100 * (row["error"] - base[row["seed"]]["error"]) for row in rows if row["seed"] in base]
             texts = rows[0]["forwards"] / max(base[0]["forwards"], 1) if 0 in base else float("nan")
             back = rows[0]["backwards"] / max(base[0]["backwards"], 1) if 0 in base else float("nan")
             columns = [_spread([100 * row[key] for row in rows]) for key in ("error", "embedding_error", "words_error")]
-            gain = "–" if name == "base" else _verdict(both)
+            gain = "–" if name == "base" else _verdict(_above(rows, base, "error"))
             print(
                 f"| {name} | {len(rows)} | {columns[0]} | {gain} | {columns[1]} | {columns[2]} | {texts:.0f} + {back:.0f} |"
             )
         for name, rows in by_name.items():
-            key = "embedding_error"
-            lower = [
-                100 * (row[key] - base[row["seed"]][key]) for row in rows if name != "base" and row["seed"] in base
-            ]
-            if len(lower) > 1:
-                print(f"under embedding PGD, {name} minus base: {_verdict(lower).partition(':')[0]}")
+            above = _above(rows, base, "embedding_error")
+            if name != "base" and len(above) > 1:
+                print(f"under embedding PGD, {name} minus base: {_verdict(above).partition(':')[0]}")
+
+
+def _above(rows: list[dict[str, Any]], base: dict[int, dict[str, Any]], key: str) -> list[float]:
+    """Points above the base of the same seed."""
+    return [100 * (row[key] - base[row["seed"]][key]) for row in rows if row["seed"] in base]
 
 
 def _spread(values: list[float]) -> str:

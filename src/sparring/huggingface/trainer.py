@@ -47,9 +47,8 @@ class AdversarialTrainerMixin:
         self.strategy = strategy
         self._inputs: Inputs | None = None
         self._open: Iterator[Loss] | None = None
-        self._micro = self._texts = (
-            0  # texts of a step; 0 where nobody counted them: a batch that was handed over by itself
-        )
+        self._micro = 0
+        self._texts = 0  # of a step; 0 where nobody counted them: a batch that was handed over by itself
         super().__init__(*args, **kwargs)
         if smoothing := self.args.label_smoothing_factor:  # type: ignore[attr-defined]
             raise ValueError(

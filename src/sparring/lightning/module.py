@@ -21,7 +21,7 @@ from sparring.training import fit, optimizing
 from sparring.training.averaging import Average
 from sparring.training.losses import Batch, Loss
 from sparring.training.optimizing import Optimizer, Rates, Schedule, Tuning
-from sparring.training.settings import check
+from sparring.training.settings import check, check_warmup
 from sparring.training.strategy import Strategy
 from sparring.training.team import bare
 from sparring.training.validation import threat_of
@@ -151,10 +151,8 @@ class Adversarial(Host):
             raise ValueError(
                 f"schedule={schedule!r}, warmup={warmup}: the Trainer has no end to plan for, give it max_epochs"
             )
-        if 0 < epochs <= warmup and not getattr(trainer, "fast_dev_run", False):
-            raise ValueError(
-                f"warmup={warmup} of max_epochs={epochs}: the rate would never be lr; expected fewer epochs of it"
-            )
+        if epochs > 0 and not getattr(trainer, "fast_dev_run", False):
+            check_warmup(warmup, epochs, "max_epochs")
         # anew: a callback may have added parameters to an optimiser
         self._rates = Rates(schedule, list(self._by_owner().values()), warmup / epochs if warmup else 0.0)
         self._bad = self._bad.to(self.device)

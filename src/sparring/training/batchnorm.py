@@ -103,7 +103,7 @@ class Statistics:
         """ValueError for a batch without statistics, or nothing to split. Looks at layers' modes before they are borrowed."""
         self._modes = [(module, module.training) for module in model.modules()]
         self._layers = layers(model)
-        if self.policy == "split" and not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        if self.policy == "split" and not any(isinstance(module, _BatchNorm) for module, _ in self._modes):
             raise ValueError("bn='split': the model has no BatchNorm layer to split; use sp.Mixed with bn='auto'")
         if self._layers and len(x) == 1:
             raise ValueError(

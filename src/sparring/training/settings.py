@@ -39,10 +39,8 @@ def check(given: dict[str, Any]) -> None:
         if not (_number(given[name]) and given[name] >= 0):
             raise ValueError(f"{name}={given[name]!r}: expected a number, 0 or more")
     known = given["data"] is not Parameter.empty  # else a Trainer of Lightning's brings them, and its epochs
-    if known and given["warmup"] >= given["epochs"]:
-        raise ValueError(
-            f"warmup={given['warmup']} of epochs={given['epochs']}: the rate would never be lr; expected fewer epochs of it"
-        )
+    if known:
+        check_warmup(given["warmup"], given["epochs"], "epochs")
     if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
         raise ValueError(
             "the model has lazy layers, whose sizes are not known yet: call it on a batch first, model(x[:2])"
@@ -72,6 +70,12 @@ def check(given: dict[str, Any]) -> None:
     if next(getattr(model, "parameters", lambda: iter(()))(), None) is None:
         raise ValueError(f"the model, a {type(model).__name__}, has no parameters: nothing to train")
     _check_optimizer(given)
+
+
+def check_warmup(warmup: float, epochs: int, name: str) -> None:
+    """ValueError where it takes all of the epochs, which the caller knows by this name."""
+    if warmup >= epochs:
+        raise ValueError(f"warmup={warmup} of {name}={epochs}: the rate would never be lr; expected fewer epochs of it")
 
 
 def _number(value: Any) -> bool:
