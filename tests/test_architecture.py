@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "src" / "sparring"
 FLOORS = {
     "noise": 0, "projection": 0, "threat": 0, "objective": 0, "wrappers": 0, "borrow": 0, "combined": 0, "transforms": 0,
-    "layout": 0, "checks": 0,
+    "layout": 0, "checks": 0, "stem": 0,
     "rows": 1, "ascent": 1, "queries": 1,
     "attacks": 2, "text": 2,
     "evaluation": 3, "learned": 3, "inspection": 3, "report": 3,

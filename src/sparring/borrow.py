@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparring.combined import Combined
 from sparring.layout import Layout, fitting
 from sparring.noise import Noise
+from sparring.stem import quick_stems
 from sparring.transforms import Keys, RandomTransform
 from sparring.wrappers import Context, Model, decided
 
@@ -273,7 +274,8 @@ def borrow(
         for parameter, _, _ in grads:
             parameter.requires_grad_(False)
         borrowed = Borrowed(model, autocast, seed, modules, access=access, labels=labels, batch=batch)
-        with torch.inference_mode(False), borrowed.layout.compiling():
+        stems = quick_stems(() if borrowed.layout.compiled else modules)
+        with torch.inference_mode(False), borrowed.layout.compiling(), stems:
             yield borrowed
     finally:
         for module, mode in modes:

@@ -26,6 +26,7 @@ from sparring.attacks.inputs import check_labels
 from sparring.borrow import Borrowed, borrow, check_logits
 from sparring.layout import fitting
 from sparring.objective import check_label_range
+from sparring.stem import quick_stems
 from sparring.text.encoded import is_tokens
 from sparring.threat import Threat
 from sparring.training.batchnorm import Statistics, safe_buffers
@@ -243,7 +244,8 @@ class Strategy:
         """Logits (B, C), in float32 or better, of the forward that is learned from: in the model's own modes, and the only one
         that moves its buffers."""
         moving = nullcontext() if self.is_aside else self.statistics.learning(model, branch)
-        with self.precision(x), moving, fitting(x, known=self._classes is not None):
+        stems = quick_stems(model.modules() if getattr(x, "requires_grad", False) else ())  # tokens have no gradient
+        with self.precision(x), moving, stems, fitting(x, known=self._classes is not None):
             logits: Tensor = model(x)
         if self._classes is None:
             self._classes = check_logits(logits, len(x))
