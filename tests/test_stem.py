@@ -99,6 +99,7 @@ def test_where_it_is_taken(layer: nn.Conv2d, quick: bool) -> None:
     x = torch.randn(2, layer.in_channels, 12, 12, dtype=layer.weight.dtype, requires_grad=True)
     with quick_stems([layer]):
         assert takes_the_quick_way(layer, x) is quick
+        assert layer(input=x).shape == layer(x).shape  # as some call it
     assert "forward" not in vars(layer)
     assert not takes_the_quick_way(layer, x)
 

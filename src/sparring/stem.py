@@ -1,4 +1,4 @@
-"""The image gradient through a network's first convolution, on a CPU in a half to an eighth of its usual time.
+"""The image gradient through a network's first convolution, on a CPU up to eight times as fast as torch gives it.
 
 Ordinary training never asks for that gradient, and oneDNN has no quick way to it where the input channels are few: the stem of
 a small CNN takes ten times as long to give it as to run forward, a vision transformer's eight times. But the input gradient of a
@@ -37,8 +37,8 @@ def input_gradient(
     taps = F.pad(weight, (0, columns * stride - width, 0, rows * stride - height))
     taps = taps.reshape(outputs, inputs, rows, stride, columns, stride).flip(2, 4).permute(1, 3, 5, 0, 2, 4)
     taps = taps.reshape(inputs * stride**2, outputs, rows, columns)
-    phases = F.conv2d(gradient.contiguous(), taps, padding=(rows - 1, columns - 1))
-    image = F.pixel_shuffle(phases, stride)  # it begins where the padding did, and ends where the last window does
+    phases = F.conv2d(gradient, taps, padding=(rows - 1, columns - 1))
+    image = F.pixel_shuffle(phases.contiguous(), stride)  # it begins where the padding did, and ends where the last window does
     (top, left), (bottom, right) = padding, (image.shape[2], image.shape[3])
     return F.pad(image, (-left, left + size[1] - right, -top, top + size[0] - bottom))
 
@@ -80,13 +80,14 @@ class Strided(torch.autograd.Function):
         return sum(parts[1:], parts[0])
 
 
-def _forward(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """What `conv` makes of x (B, C, H, W), the quick way where that is one."""
-    asked = x.requires_grad and torch.is_grad_enabled() and x.ndim == 4
-    if asked and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
-        made: Tensor = Strided.apply(x, conv.weight, conv.bias, conv.stride[0], conv.padding)  # type: ignore[no-untyped-call]
-        return made
-    return nn.Conv2d.forward(conv, x)
+def _forward(conv: nn.Conv2d, input: Tensor) -> Tensor:
+    """What `conv` makes of `input` (B, C, H, W), the quick way where that is one."""
+    asked = input.requires_grad and torch.is_grad_enabled() and input.ndim == 4
+    plain = input.device.type == "cpu" and input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not asked or not plain:
+        return nn.Conv2d.forward(conv, input)
+    made: Tensor = Strided.apply(input, conv.weight, conv.bias, conv.stride[0], conv.padding)  # type: ignore[no-untyped-call]
+    return made
 
 
 def _is_stem(module: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -115,4 +116,4 @@ def quick_stems(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
     finally:
         for module in stems:
-            del module.__dict__["forward"]
+            module.__dict__.pop("forward", None)  # another thread may have borrowed the same model
