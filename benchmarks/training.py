@@ -91,11 +91,10 @@ TASKS = {
     ),
     "cifar10-reduced": Task(
         "cifar10",
-        "small-resnet",
+        "small-cnn",
         8 / 255,
         10_000,
-        2_000,
-        args={"in_channels": 3},
+        args={"in_channels": 3, "size": 32},
         trials=((5, 0.01, 96), (10, 4e-3, 128)),
     ),
 }
@@ -411,7 +410,7 @@ def main() -> None:
             training_steps.main()
             continue
         if what == "table":
-            training_tables.write(book.rows(), given.data, given.figure, bench.task.equal)
+            training_tables.write(book.rows(), given.data, given.figure, bench.task.equal, list(METHODS))
             continue
         if place == 1:
             book.add(kind="machine", what=what, **facts(0))

@@ -95,14 +95,14 @@ def reached(pairs: list[tuple[Row, Row]], goal: float, seconds: float) -> str:
     return f"{statistics.mean(found):.0f}" + (f" ({len(found)} of {len(times)})" if len(found) < len(times) else "")
 
 
-def write(rows: list[Row], name: str, figure: Path | None, equal: Schedule) -> None:
-    """Prints the tables; draws the Pareto curve."""
+def write(rows: list[Row], name: str, figure: Path | None, equal: Schedule, order: list[str]) -> None:
+    """Prints the tables, methods in this order; draws the Pareto curve."""
     rows = [row for row in rows if row.get("data") in (name, None)]
     for row in rows:
         if row["kind"] == "machine":
             print({k: row[k] for k in ("what", "cpu", "torch", "sparring", "threads", "load")})
     found = groups(rows)
-    methods = list(dict.fromkeys(method for method, _ in found))
+    methods = sorted({method for method, _ in found}, key=order.index)
     points = []
     for title, schedule in (
         ("Equal epochs", lambda m: equal),
@@ -135,7 +135,7 @@ def write(rows: list[Row], name: str, figure: Path | None, equal: Schedule) -> N
             "robust",
             f"minus {REFERENCE}",
             "seconds",
-            "of its",
+            f"of {REFERENCE}'s",
             "passes",
             "to the goal",
         ]
