@@ -69,15 +69,15 @@ def chosen(rows: list[Row], method: str) -> Schedule:
 
 
 def takes(rows: list[Row], method: str, schedule: Schedule) -> float:
-    """Seconds of a training: by `pace`, or, where that was not run, the mean of those that were trained."""
-    for kind in ("pace", "run"):
+    """Seconds of a training: the fastest turn of `pace`, or, where that was not run, the mean of those that were trained."""
+    for kind, pick in (("pace", min), ("run", statistics.mean)):
         found = [
             row["seconds"]
             for row in rows
             if row["kind"] == kind and row["method"] == method and schedule_of(row) == schedule
         ]
         if found:
-            return statistics.mean(found)
+            return float(pick(found))
     raise SystemExit(f"{method} was not trained at {schedule}")
 
 
