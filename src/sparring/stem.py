@@ -1,10 +1,10 @@
-"""The image gradient through a network's first convolution, on a CPU up to eight times as fast as torch gives it.
+"""The image gradient through a network's first convolution, on a CPU up to six times as fast as torch gives it.
 
 Ordinary training never asks for that gradient, and oneDNN has no quick way to it where the input channels are few: the stem of
-a small CNN takes ten times as long to give it as to run forward, a vision transformer's eight times. But the input gradient of a
-convolution with stride s is a convolution with stride 1, too. An input position meets only those taps of the kernel that agree
-with it modulo s, so the kernel falls into s × s small ones; what they make of the output's gradient are the s × s phases of the
-image, side by side as channels, and a pixel shuffle (Shi et al., 2016) puts them in their places.
+a small CNN takes ten times as long to give it as to run forward. But the input gradient of a convolution with stride s is a
+convolution with stride 1, too. An input position meets only those taps of the kernel that agree with it modulo s, so the kernel
+falls into s × s small ones; what they make of the output's gradient are the s × s phases of the image, side by side as channels,
+and a pixel shuffle (Shi et al., 2016) puts them in their places.
 """
 
 from __future__ import annotations
