@@ -38,7 +38,7 @@ def input_gradient(
     taps = taps.reshape(outputs, inputs, rows, stride, columns, stride).flip(2, 4).permute(1, 3, 5, 0, 2, 4)
     taps = taps.reshape(inputs * stride**2, outputs, rows, columns)
     phases = F.conv2d(gradient, taps, padding=(rows - 1, columns - 1))
-    image = F.pixel_shuffle(phases.contiguous(), stride)  # it begins where the padding did, and ends where the last window does
+    image = F.pixel_shuffle(phases.contiguous(), stride)  # from where the padding begins to the last window's end
     (top, left), (bottom, right) = padding, (image.shape[2], image.shape[3])
     return F.pad(image, (-left, left + size[1] - right, -top, top + size[0] - bottom))
 
