@@ -8,8 +8,8 @@
 `search` trains every method at the same schedules (epochs, learning rate, batch) and scores them by PGD-20 on held-out
 training images. `final` trains more seeds of each method's best schedule (`--equal`: of the equal one, too). `verdict` runs
 `sparring.evaluate` (adaptive) on all test images, for those and for the equal schedule. Every result is appended to the
-file as it comes; what is there is not measured again. `pace` trains two epochs of each at its best schedule, one after the
-other, in three turns: the first table's seconds are the fastest turn's, so that ratios come from one run under one load.
+file as it comes; what is there is not measured again. `pace` trains two epochs of each, one after the other, in three
+turns: the tables' seconds are the fastest turn's, so that ratios come from one run under one load.
 Seconds are processor seconds of one thread (on a GPU, seconds), without validation. --part i/n: share the runs with others.
 """
 
@@ -295,9 +295,9 @@ class Bench:
 
     def pace(self) -> Jobs:
         for turn, method in itertools.product(range(3), self.methods):
-            schedule = self.trained(method)[0]
-            key = {"kind": "pace", **self.key(method, schedule, 0), "turn": turn}
-            yield key, partial(self.timed, method, schedule, turn)
+            for schedule in self.trained(method):
+                key = {"kind": "pace", **self.key(method, schedule, 0), "turn": turn}
+                yield key, partial(self.timed, method, schedule, turn)
 
     def race(self) -> Jobs:
         return (({"kind": "race", "data": self.name, "method": m}, partial(self.finish, m)) for m in self.methods)
@@ -369,7 +369,8 @@ def warm(task: Task) -> None:
     """A short training that nobody times: what the first one loads is no method's time."""
     x, y = images(task)[0]
     model = zoo.build(task.network, **task.args)
-    sp.fit(model, (x[:256], y[:256]), sp.Standard(), epochs=1, batch_size=128, validation=False, **task.fit)
+    short = (x[:256], y[:256])
+    sp.fit(model, short, sp.Standard(), epochs=1, batch_size=128, validation=False, device=DEVICE, **task.fit)
 
 
 def packed(bits: Tensor) -> str:

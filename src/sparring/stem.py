@@ -72,12 +72,10 @@ class Strided(torch.autograd.Function):
         return of_input, of_weight, of_bias, None, None
 
     @staticmethod
-    def jvp(ctx: Any, x_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, *_: None) -> Tensor:
+    def jvp(ctx: Any, x_t: Tensor, weight_t: Tensor, bias_t: Tensor | None, *_: None) -> Tensor:
         x, weight = ctx.saved_tensors
-        parts = [] if x_t is None else [F.conv2d(x_t, weight, None, ctx.stride, ctx.padding)]
-        parts += [] if weight_t is None else [F.conv2d(x, weight_t, None, ctx.stride, ctx.padding)]
-        parts += [] if bias_t is None else [bias_t[:, None, None]]
-        return sum(parts[1:], parts[0])
+        of_input = F.conv2d(x_t, weight, None, ctx.stride, ctx.padding)
+        return of_input + F.conv2d(x, weight_t, bias_t, ctx.stride, ctx.padding)
 
 
 def _forward(conv: nn.Conv2d, input: Tensor) -> Tensor:
