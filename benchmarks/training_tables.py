@@ -5,12 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from machine import table
-from sparring.inspection.style import dress, new_figure, save
+from sparring.inspection.style import CLEAN, MUTED, ROBUST, dress, new_figure, save
 
 REFERENCE = "PGD-10"
 Row = dict[str, Any]
@@ -152,26 +157,50 @@ def draw(points: list[tuple[str, float, float, str]], name: str, path: Path) -> 
     figure = new_figure(8, 5.5)
     axes = figure.subplots()
     dress(axes)
-    for method, seconds, robust, title in points:
-        own = title.startswith("Each")
-        axes.plot(seconds, robust, "o" if own else "x", color="#0072b2" if own else "#777777", markersize=5)
-        if own:
-            axes.annotate(method, (seconds, robust), xytext=(5, 3), textcoords="offset points", fontsize=7, rotation=20)
-    axes.plot([], [], "o", color="#0072b2", markersize=5, label="its best schedule")
-    axes.plot([], [], "x", color="#777777", markersize=5, label="equal epochs")
-    axes.margins(y=0.1)
+    for title, look in (
+        ("its best schedule", {"marker": "o", "color": CLEAN}),
+        ("equal epochs", {"marker": "x", "color": MUTED}),
+    ):
+        own = title.startswith("its")
+        here = [(seconds, robust) for _, seconds, robust, kind in points if kind.startswith("Each") == own]
+        axes.plot(*zip(*here), linestyle="", markersize=5, label=title, **look)
+    axes.margins(x=0.08, y=0.1)
     axes.legend(loc="lower right", fontsize=8, frameon=False)
     front: list[tuple[float, float]] = []
     for _, seconds, robust, _ in sorted(points, key=lambda point: point[1]):
         if not front or robust > front[-1][1]:
             front.append((seconds, robust))
-    axes.step(*zip(*front), where="post", color="#d55e00", linewidth=1)
+    axes.step(*zip(*front), where="post", color=ROBUST, linewidth=1, zorder=1)
     axes.set(
         xscale="log",
         xlabel="processor seconds of training",
         ylabel="robust accuracy, %",
         title=f"{name}: what a method takes and brings",
     )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.xaxis.set_major_formatter("{x:g}")  # 20 and 100, not powers of ten
-    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    FigureCanvasAgg(figure).draw()  # where things come to lie is known only then
+    label(axes, [(m, s, r) for m, s, r, title in points if title.startswith("Each")], [(s, r) for _, s, r, _ in points])
     save(figure, path)
+
+
+def label(axes: Axes, names: list[tuple[str, float, float]], points: list[tuple[float, float]]) -> None:
+    """Writes each name beside its point, at the nearest of some places where it covers no point and no other name."""
+    renderer = cast("FigureCanvasAgg", axes.figure.canvas).get_renderer()
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axes.transData.transform(points)]
+    frame = axes.get_window_extent(renderer)
+    line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3}
+    places = [(x, y, side) for far in range(5, 60, 6) for y in (far, -far) for x, side in ((7, "left"), (-7, "right"))]
+    for name, seconds, robust in sorted(names, key=lambda entry: -entry[2]):
+        for x, y, side in places:
+            text = axes.annotate(
+                name, (seconds, robust), (x, y), textcoords="offset points", fontsize=7, ha=side, va="center",
+                arrowprops=line if abs(y) > 6 else None,
+            )  # fmt: skip
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text, renderer)
+            if not any(box.overlaps(other) for other in taken) and frame.x0 < box.x0 and box.x1 < frame.x1:
+                taken.append(box)
+                break
+            text.remove()
