@@ -1,4 +1,4 @@
-"""The quick way to the image gradient of a strided convolution gives the gradient, and leaves the model as it was."""
+"""The quick way to the image gradient of a first convolution gives the gradient, and leaves the model as it was."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import sparring as sp
 from sparring import zoo
 from sparring.borrow import borrow
-from sparring.stem import FEW, Strided, input_gradient, quick_stems
+from sparring.stem import FEW, FEWER, Stem, input_gradient, quick_stems
 
 
 def conv(stride: int = 2, channels: int = 3, **args: Any) -> nn.Conv2d:
@@ -25,7 +25,7 @@ def conv(stride: int = 2, channels: int = 3, **args: Any) -> nn.Conv2d:
 
 def takes_the_quick_way(layer: nn.Conv2d, x: Tensor) -> bool:
     """Whether the convolution's node in the graph is ours."""
-    return "Strided" in layer(x).grad_fn.name()
+    return "Stem" in layer(x).grad_fn.name()
 
 
 KERNEL, PADDING, REST = st.integers(1, 7), st.integers(0, 3), st.integers(0, 9)
@@ -47,17 +47,18 @@ def test_it_is_the_gradient(stride: int, height: int, width: int, top: int, left
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("frozen", [True, False])
-def test_all_derivatives_of_first_and_second_order(bias: bool, frozen: bool) -> None:
+@pytest.mark.parametrize("stride", [1, 2])
+def test_all_derivatives_of_first_and_second_order(stride: int, bias: bool, frozen: bool) -> None:
     torch.manual_seed(0)
-    x = torch.randn(2, 2, 6, 5, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, 2, 3, 3, dtype=torch.float64, requires_grad=not frozen)
     offset = torch.randn(3, dtype=torch.float64, requires_grad=not frozen) if bias else None
 
     def run(*parts: Tensor) -> Tensor:
-        return Strided.apply(parts[0], parts[1], parts[2] if bias else None, 2, (1, 0))
+        return Stem.apply(parts[0], parts[1], parts[2] if bias else None, stride, (1, 0))
 
     parts = (x, weight, offset) if offset is not None else (x, weight)
-    torch.testing.assert_close(run(*parts), F.conv2d(x, weight, offset, 2, (1, 0)))
+    torch.testing.assert_close(run(*parts), F.conv2d(x, weight, offset, stride, (1, 0)))
     assert torch.autograd.gradcheck(run, parts, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(run, parts)
 
@@ -84,7 +85,11 @@ def test_functions_of_functions_see_through_it() -> None:
         (conv(stride=4, bias=False), True),
         (conv(channels=FEW), True),
         (conv(channels=FEW + 1), False),
-        (conv(stride=1), False),
+        (conv(stride=1), True),
+        (conv(stride=1, channels=FEWER + 1), False),
+        (nn.Conv2d(3, 5, 1), False),
+        (nn.Conv2d(3, 5, (1, 3)), False),
+        (nn.Conv2d(3, 5, 1, 2), True),
         (conv(dilation=2), False),
         (conv(padding_mode="reflect"), False),
         (nn.Conv2d(3, 6, 4, 2, groups=3), False),
@@ -108,7 +113,7 @@ def test_not_where_nobody_asks_for_the_image_gradient_or_under_autocast() -> Non
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = layer(x.requires_grad_())
     assert out.dtype == torch.bfloat16
-    assert "Strided" not in out.grad_fn.name()
+    assert "Stem" not in out.grad_fn.name()
 
 
 def test_a_forward_of_the_users_own_stays() -> None:
@@ -129,13 +134,13 @@ def test_a_borrowed_model_takes_it_with_its_hooks_and_is_as_it_was_after_an_erro
 
     with borrow(model) as borrowed, pytest.raises(KeyboardInterrupt):
         borrowed.probe(torch.rand(3, 1, 28, 28), objective)
-    assert seen == ["StridedBackward"]
+    assert seen == ["StemBackward"]
     assert "forward" not in vars(model[0])
     with borrow(model) as borrowed:
         with borrow(model):  # one within the other
             pass
         borrowed.probe(torch.rand(3, 1, 28, 28), lambda logits: logits.sum(1))
-    assert seen == ["StridedBackward"] * 2
+    assert seen == ["StemBackward"] * 2
     assert "forward" not in vars(model[0])
 
 
@@ -167,7 +172,7 @@ def test_strategies_whose_own_backward_reaches_the_image_take_it(strategy: sp.St
         value = loss.value
         value.backward()
         found.append([p.grad for p in model.parameters()])
-        assert ("Strided" in nodes[-1]) is quick
+        assert ("Stem" in nodes[-1]) is quick
     for ours, wanted in zip(*found, strict=True):
         if wanted is not None:
             torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-6)

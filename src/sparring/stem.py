@@ -4,7 +4,9 @@ Ordinary training never asks for that gradient, and oneDNN has no quick way to i
 a small CNN takes ten times as long to give it as to run forward. But the input gradient of a convolution with stride s is a
 convolution with stride 1, too. An input position meets only those taps of the kernel that agree with it modulo s, so the kernel
 falls into s × s small ones; what they make of the output's gradient are the s × s phases of the image, side by side as channels,
-and a pixel shuffle (Shi et al., 2016) puts them in their places.
+and a pixel shuffle (Shi et al., 2016) puts them in their places. With stride 1 there is one phase, of one to three channels, and
+a processor's vectors stay nearly empty: four neighbours are computed at once instead, by copies of the kernel that are shifted
+by one, in steps of two.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from typing import Any, TypeGuard
 
 import torch
@@ -20,9 +23,9 @@ from torch.nn import functional as F
 
 from sparring.layout import is_compiled
 
-FEW = (
-    8  # input channels up to which it is the quicker way; with 16 there is little to gain, with 64 it is the slower one
-)
+# input channels up to which it is the quicker way: with 16 there is little to gain, with 64 it is the slower one
+FEW = 8
+FEWER = 3  # with stride 1
 
 
 def input_gradient(
@@ -36,15 +39,23 @@ def input_gradient(
     rows, columns = -(-height // stride), -(-width // stride)  # taps of the small kernels
     taps = F.pad(weight, (0, columns * stride - width, 0, rows * stride - height))
     taps = taps.reshape(outputs, inputs, rows, stride, columns, stride).flip(2, 4).permute(1, 3, 5, 0, 2, 4)
-    taps = taps.reshape(inputs * stride**2, outputs, rows, columns)
-    phases = F.conv2d(gradient, taps, padding=(rows - 1, columns - 1))
-    image = F.pixel_shuffle(phases.contiguous(), stride)  # from where the padding begins to the last window's end
+    once = 2 if stride == 1 else 1  # neighbours to a side that are computed at once
+    shifts = product(range(once), repeat=2)
+    taps = torch.stack([F.pad(taps, (j, once - 1 - j, i, once - 1 - i)) for i, j in shifts], 1)
+    taps = taps.reshape(inputs * (once * stride) ** 2, outputs, rows + once - 1, columns + once - 1)
+    odd = [(side + count - 1) % once for side, count in zip(gradient.shape[2:], (rows, columns))]
+    if any(odd):  # the last two positions want one more step
+        gradient = F.pad(gradient, (0, odd[1], 0, odd[0]))
+    phases = F.conv2d(gradient, taps, stride=once, padding=(rows - 1, columns - 1))
+    image = F.pixel_shuffle(
+        phases.contiguous(), once * stride
+    )  # from where the padding begins to the last window's end
     (top, left), (bottom, right) = padding, (image.shape[2], image.shape[3])
     return F.pad(image, (-left, left + size[1] - right, -top, top + size[0] - bottom))
 
 
-class Strided(torch.autograd.Function):
-    """A strided convolution with the quick way back to its input."""
+class Stem(torch.autograd.Function):
+    """A convolution with the quick way back to its input."""
 
     generate_vmap_rule = True
 
@@ -84,7 +95,7 @@ def _forward(conv: nn.Conv2d, input: Tensor) -> Tensor:
     plain = input.device.type == "cpu" and input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if not asked or not plain:
         return nn.Conv2d.forward(conv, input)
-    made: Tensor = Strided.apply(input, conv.weight, conv.bias, conv.stride[0], conv.padding)  # type: ignore[no-untyped-call]
+    made: Tensor = Stem.apply(input, conv.weight, conv.bias, conv.stride[0], conv.padding)  # type: ignore[no-untyped-call]
     return made
 
 
@@ -93,8 +104,9 @@ def _is_stem(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     return (
         type(module) is nn.Conv2d
         and "forward" not in module.__dict__
-        and module.in_channels <= FEW
-        and module.stride[0] == module.stride[1] > 1
+        and module.stride[0] == module.stride[1]
+        and module.in_channels <= (FEW if module.stride[0] > 1 else FEWER)
+        and (module.stride[0] > 1 or min(module.kernel_size) > 1)
         and module.dilation == (1, 1)
         and module.groups == 1
         and module.padding_mode == "zeros"
@@ -104,7 +116,7 @@ def _is_stem(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 @contextmanager
 def quick_stems(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Forwards in the block let strided convolutions of few input channels give image gradients the quick way: float32 on a
+    """Forwards in the block let convolutions of few input channels give image gradients the quick way: float32 on a
     CPU, the same up to rounding. What is compiled stays as it was traced."""
     modules = list(modules)
     stems = [] if any(map(is_compiled, modules)) else [module for module in modules if _is_stem(module)]
