@@ -287,8 +287,9 @@ class Bench:
                 yield {"kind": "run", **self.key(method, schedule, seed)}, partial(self.train, method, schedule, seed)
 
     def verdict(self) -> Jobs:
-        for seed, method in itertools.product(range(self.seeds), self.methods):
-            for schedule in self.trained(method):
+        """Of the best schedules first, all seeds, then of the equal one."""
+        for place, seed, method in itertools.product(range(2), range(self.seeds), self.methods):
+            for schedule in self.trained(method)[place : place + 1]:
                 if self.file(method, schedule, seed).is_file():
                     key = {"kind": "verdict", **self.key(method, schedule, seed)}
                     yield key, partial(self.judge, method, schedule, seed)
