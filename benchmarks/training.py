@@ -1,6 +1,6 @@
 """What adversarial training costs and what it brings: every strategy, its best schedule, its verdict on all test images.
 
-    python benchmarks/training.py search final verdict pace --data fashion-mnist --out training.jsonl [--part 1/2]
+    python benchmarks/training.py search final verdict pace --data fashion-mnist --out training.jsonl
     python benchmarks/training.py table --out training.jsonl [--figure training.svg]
     python benchmarks/training.py race --data cifar10        # on a GPU: seconds to 50% robust accuracy
     python benchmarks/training.py steps                      # a step's cost beside its bare passes, and beside the peers'
@@ -9,8 +9,9 @@
 training images. `final` trains more seeds of each method's best schedule (`--equal`: of the equal one, too). `verdict` runs
 `sparring.evaluate` (adaptive) on all test images, for those and for the equal schedule. Every result is appended to the
 file as it comes; what is there is not measured again. `pace` trains two epochs of each, one after the other, in three
-turns: the tables' seconds are the fastest turn's, so that ratios come from one run under one load.
-Seconds are processor seconds of one thread (on a GPU, seconds), without validation. --part i/n: share the runs with others.
+turns: where it was run, the tables' seconds are the fastest turn's, else the mean of the trainings themselves.
+Seconds are processor seconds of one thread (on a GPU, seconds), without validation. --part i/n: share the runs of one word
+with other processes, or share by --methods (a method's schedule is chosen when its search is complete).
 """
 
 from __future__ import annotations
@@ -217,8 +218,19 @@ def evaluated(model: nn.Module, strategy: Any) -> nn.Module:
 
 
 def how(task: Task, method: str) -> dict[str, Any]:
-    """What `fit` is told beside the schedule."""
-    return {**task.fit, "channels_last": True} if method in FOUND else task.fit
+    """What `fit` is told beside the schedule. A kept perturbation wants its image where it was."""
+    told = {**task.fit, "channels_last": True} if method in FOUND else dict(task.fit)
+    if METHODS[method](task).needs_indices:
+        told.pop("augment", None)
+    return told
+
+
+def first(task: Task, model: nn.Module, used: tuple[Tensor, Tensor], seed: int) -> None:
+    """The epochs of ordinary training that all methods begin with."""
+    sp.fit(
+        model, used, sp.Standard(), epochs=task.clean, lr=1e-3, schedule="constant", batch_size=128, seed=seed,
+        validation=False, device=DEVICE, **task.fit,
+    )  # fmt: skip
 
 
 def learn(task: Task, method: str, schedule: Schedule, seed: int) -> tuple[nn.Module, dict[str, Any]]:
@@ -230,10 +242,7 @@ def learn(task: Task, method: str, schedule: Schedule, seed: int) -> tuple[nn.Mo
     strategy.seed = seed
     clock = Clock((held[0][:1000], held[1][:1000]), threat)
     if task.clean:
-        sp.fit(
-            model, used, sp.Standard(), epochs=task.clean, lr=1e-3, schedule="constant", batch_size=128, seed=seed,
-            validation=False, device=DEVICE, **task.fit,
-        )  # fmt: skip
+        first(task, model, used, seed)
     sp.fit(
         model, used, strategy, epochs=epochs, lr=lr, schedule="cyclic", batch_size=batch, seed=seed,
         validation=False, callbacks=[clock], device=DEVICE, **how(task, method),
@@ -290,9 +299,8 @@ class Bench:
         """Of the best schedules first, all seeds, then of the equal one."""
         for place, seed, method in itertools.product(range(2), range(self.seeds), self.methods):
             for schedule in self.trained(method)[place : place + 1]:
-                if self.file(method, schedule, seed).is_file():
-                    key = {"kind": "verdict", **self.key(method, schedule, seed)}
-                    yield key, partial(self.judge, method, schedule, seed)
+                key = {"kind": "verdict", **self.key(method, schedule, seed)}
+                yield key, partial(self.judge, method, schedule, seed)
 
     def pace(self) -> Jobs:
         for turn, method in itertools.product(range(3), self.methods):
@@ -316,12 +324,18 @@ class Bench:
         model, strategy = zoo.build(task.network, seed=0, **task.args), METHODS[method](task)
         epochs, lr, batch = schedule
         start = now()
+        if task.clean:
+            first(task, model, used, seed=0)
+        middle = now()
         sp.fit(
             model, used, strategy, epochs=2, lr=lr, batch_size=batch, validation=False, device=DEVICE, **how(task, method),
         )  # fmt: skip
-        self.book.add(kind="pace", **self.key(method, schedule, 0), turn=turn, seconds=(now() - start) * epochs / 2)
+        seconds = middle - start + (now() - middle) * epochs / 2
+        self.book.add(kind="pace", **self.key(method, schedule, 0), turn=turn, seconds=seconds)
 
     def judge(self, method: str, schedule: Schedule, seed: int) -> None:
+        if not self.file(method, schedule, seed).is_file():
+            return  # not trained
         model = zoo.build(self.task.network, **self.task.args).eval()
         model.load_state_dict(load_file(self.file(method, schedule, seed)))
         x, y = data.open(self.task.dataset, split="test").tensors(self.task.test)
@@ -341,7 +355,7 @@ class Bench:
         with suppress(Arrived):
             sp.fit(
                 model, used, strategy, epochs=epochs, lr=lr, schedule="cyclic", batch_size=batch,
-                validation=False, callbacks=[clock], device=DEVICE, **task.fit,
+                validation=False, callbacks=[clock], device=DEVICE, **how(task, method),
             )  # fmt: skip
         test = data.open(task.dataset, split="test").tensors(task.test)
         model = evaluated(model, strategy).eval()
@@ -397,6 +411,10 @@ def main() -> None:
     book = Book(given.out)
     bench = Bench(given.data, book, given.weights / "training", given.methods, given.seeds, given.equal)
     place, parts = map(int, given.part.split("/"))
+    if parts > 1 and len(given.what) > 1:
+        parser.error(
+            f"--part {given.part} with {' '.join(given.what)}: one word a call, for each wants the one before complete"
+        )
     for what in given.what:
         if what == "steps":
             import training_steps

@@ -118,7 +118,7 @@ def write(rows: list[Row], name: str, figure: Path | None, equal: Schedule, orde
         if reference is None:
             continue
         seconds = takes(rows, REFERENCE, schedule(REFERENCE))
-        goal = statistics.mean(row["robust"] for row, _ in reference) - 0.005
+        goal = statistics.mean(row["curve"][-1][2] for row, _ in reference) - 0.005
         lines = []
         for method in methods:
             pairs = found.get((method, schedule(method)))

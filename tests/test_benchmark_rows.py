@@ -1,4 +1,4 @@
-"""What BENCHMARKS.md says of training, of few labels and of fine-tuned transformers is what the kept rows give."""
+"""The tables of trainings, of few labels and of fine-tuned transformers in BENCHMARKS.md are those of the kept rows."""
 
 from __future__ import annotations
 

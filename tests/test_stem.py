@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparring as sp
-from sparring import zoo
+from sparring import stem, zoo
 from sparring.borrow import borrow
 from sparring.stem import FEW, FEWER, Stem, input_gradient, quick_stems
 
@@ -26,6 +27,11 @@ def conv(stride: int = 2, channels: int = 3, **args: Any) -> nn.Conv2d:
 def takes_the_quick_way(layer: nn.Conv2d, x: Tensor) -> bool:
     """Whether the convolution's node in the graph is ours."""
     return "Stem" in layer(x).grad_fn.name()
+
+
+@pytest.fixture(autouse=True)
+def _small_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stem, "LEAST", 0)
 
 
 KERNEL, PADDING, REST = st.integers(1, 7), st.integers(0, 3), st.integers(0, 9)
@@ -114,6 +120,72 @@ def test_not_where_nobody_asks_for_the_image_gradient_or_under_autocast() -> Non
             out = layer(x.requires_grad_())
     assert out.dtype == torch.bfloat16
     assert "Stem" not in out.grad_fn.name()
+
+
+def test_not_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stem, "LEAST", 2 * 3 * 12 * 12)
+    layer, x = conv(), torch.randn(2, 3, 12, 12, requires_grad=True)
+    with quick_stems([layer]):
+        assert takes_the_quick_way(layer, x)
+        assert not takes_the_quick_way(layer, x[:1])
+
+
+@pytest.mark.parametrize("name", ["stride", "padding"])
+@pytest.mark.parametrize("value", [1, (1,)], ids=str)
+def test_settings_that_were_changed_by_hand_to_what_torch_takes(name: str, value: Any) -> None:
+    """Who takes a network apart writes `conv.padding = 1`, which torch accepts."""
+    layer, x = conv(), torch.randn(2, 3, 12, 12, requires_grad=True)
+    setattr(layer, name, value)
+    wanted = layer(x)
+    with quick_stems([layer]):
+        torch.testing.assert_close(layer(x), wanted)
+
+
+def test_what_is_compiled_inside_a_model_stays_compiled() -> None:
+    """A function that a model compiles by itself is traced once with gradients and once without, however often it is attacked."""
+    traced = []
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = conv(channels=1), nn.Linear(5 * 14 * 14, 10)
+            self.inner = torch.compile(self.body, backend=self.backend, fullgraph=True)
+
+        def backend(self, graph: Any, inputs: Any) -> Any:
+            traced.append(graph)
+            return graph.forward
+
+        def body(self, x: Tensor) -> Tensor:
+            return self.head(self.stem(x).relu().flatten(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    model, x, y = Model(), torch.rand(3, 1, 28, 28), torch.arange(3)
+    for _ in range(4):
+        sp.PGD(sp.Linf(0.1), steps=2)(model, x, y)
+    assert 1 <= len(traced) <= 2
+
+
+def test_a_wrapper_that_the_model_sets_meanwhile_stays() -> None:
+    layer, x = conv(), torch.randn(2, 3, 12, 12)
+    with quick_stems([layer]):
+        inner = layer.forward
+        layer.forward = lambda input: 2 * inner(input)  # type: ignore[method-assign]
+    torch.testing.assert_close(layer(x), 2 * nn.Conv2d.forward(layer, x))
+
+
+def test_a_copy_that_is_made_meanwhile_is_a_model_of_its_own(tmp_path: Path) -> None:
+    model, x = nn.Sequential(conv(), nn.ReLU()), torch.randn(2, 3, 12, 12, requires_grad=True)
+    with quick_stems(model.modules()):
+        copied = copy.deepcopy(model)
+        torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    for other in (copied, loaded):
+        with torch.no_grad():
+            other[0].weight.zero_()
+        torch.testing.assert_close(other[0](x)[:, :, 0, 0], other[0].bias.expand(2, 5))
+    assert model[0].weight.any()
 
 
 def test_a_forward_of_the_users_own_stays() -> None:

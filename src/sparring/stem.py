@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from typing import Any, TypeGuard
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from sparring.layout import is_compiled
 # input channels up to which it is the quicker way: with 16 there is little to gain, with 64 it is the slower one
 FEW = 8
 FEWER = 3  # with stride 1
+LEAST = 12_500  # entries of a batch, as of 16 MNIST images: with fewer torch's own way is as quick
 
 
 def input_gradient(
@@ -89,14 +91,32 @@ class Stem(torch.autograd.Function):
         return of_input + F.conv2d(x, weight_t, bias_t, ctx.stride, ctx.padding)
 
 
-def _forward(conv: nn.Conv2d, input: Tensor) -> Tensor:
-    """What `conv` makes of `input` (B, C, H, W), the quick way where that is one."""
-    asked = input.requires_grad and torch.is_grad_enabled() and input.ndim == 4
-    plain = input.device.type == "cpu" and input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if not asked or not plain:
-        return nn.Conv2d.forward(conv, input)
-    made: Tensor = Stem.apply(input, conv.weight, conv.bias, conv.stride[0], conv.padding)  # type: ignore[no-untyped-call]
-    return made
+class _Quick:
+    """What stands in for a convolution's forward: the quick way where that is one. Does not keep the convolution alive."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        self.conv = ref(conv)
+
+    def __call__(self, input: Tensor) -> Tensor:
+        conv = self.conv()
+        assert conv is not None  # it is being called
+        if torch.compiler.is_compiling() or not _is_asked(input):
+            return nn.Conv2d.forward(conv, input)
+        made: Tensor = Stem.apply(input, conv.weight, conv.bias, conv.stride[0], conv.padding)  # type: ignore[no-untyped-call]
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial, (nn.Conv2d.forward, self.conv())  # a copy that is made meanwhile goes torch's way
+
+
+_quick: WeakKeyDictionary[nn.Module, _Quick] = WeakKeyDictionary()
+"""One for each convolution: a part of the model that is compiled was compiled for this very object."""
+
+
+def _is_asked(input: Tensor) -> bool:
+    """Whether the gradient of these images (B, C, H, W) will be asked for, and comes quicker this way."""
+    images = input.ndim == 4 and input.numel() >= LEAST and input.device.type == "cpu" and input.dtype == torch.float32
+    return images and input.requires_grad and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 def _is_stem(module: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -104,13 +124,13 @@ def _is_stem(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     return (
         type(module) is nn.Conv2d
         and "forward" not in module.__dict__
+        and all(isinstance(pair, tuple) and len(pair) == 2 for pair in (module.stride, module.padding))
         and module.stride[0] == module.stride[1]
         and module.in_channels <= (FEW if module.stride[0] > 1 else FEWER)
         and (module.stride[0] > 1 or min(module.kernel_size) > 1)
         and module.dilation == (1, 1)
         and module.groups == 1
         and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
     )
 
 
@@ -121,9 +141,12 @@ def quick_stems(modules: Iterable[nn.Module]) -> Iterator[None]:
     modules = list(modules)
     stems = [] if any(map(is_compiled, modules)) else [module for module in modules if _is_stem(module)]
     for module in stems:
-        module.__dict__["forward"] = partial(_forward, module)
+        module.__dict__["forward"] = _quick.setdefault(module, _Quick(module))
     try:
         yield
     finally:
         for module in stems:
-            module.__dict__.pop("forward", None)  # another thread may have borrowed the same model
+            if (
+                module.__dict__.get("forward") is _quick[module]
+            ):  # not if the model wrapped it, or another thread is done, too
+                module.__dict__.pop("forward", None)
