@@ -28,6 +28,7 @@ TABLES = [
     ("vat.py", "vat.jsonl", [], 2),
     ("text.py", "text.jsonl", [], 10),
     ("training.py", "training.jsonl", ["--data", "fashion-mnist"], 30),
+    ("training.py", "training.jsonl", ["--data", "cifar10-reduced"], 30),
 ]
 
 
