@@ -51,7 +51,7 @@ def doctor(settings: DoctorSettings) -> Outcome:
     device = models.pick_device(settings.device)
     images = open_data(settings)
     model = models.load(settings, device)
-    with waiting(f"examining {settings.model} on {settings.samples} samples"):
+    with waiting(f"examining {settings.model} on up to {settings.samples} samples"):
         found = diagnose(
             model,
             images,
