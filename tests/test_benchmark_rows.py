@@ -29,6 +29,7 @@ TABLES = [
     ("text.py", "text.jsonl", [], 10),
     ("training.py", "training.jsonl", ["--data", "fashion-mnist"], 30),
     ("training.py", "training.jsonl", ["--data", "cifar10-reduced"], 30),
+    ("training.py", "training.jsonl", ["--data", "mnist"], 25),
 ]
 
 
