@@ -146,7 +146,6 @@ def quick_stems(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
     finally:
         for module in stems:
-            if (
-                module.__dict__.get("forward") is _quick[module]
-            ):  # not if the model wrapped it, or another thread is done, too
+            # not what the model wrapped round it; and another thread may have been done sooner
+            if module.__dict__.get("forward") is _quick[module]:
                 module.__dict__.pop("forward", None)
