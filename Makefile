@@ -10,13 +10,17 @@ export SPARRING_DATA ?= $(abspath ../shared/data)
 endif
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint types install bench gallery docs outputs clean
+.PHONY: demo test units lint types install bench gallery docs outputs clean
 
 demo: $(READY)
 	$(BIN)/sparring demo
 
-test: $(READY) lint types
-	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+# Types are checked beside the tests: one more job for the processors that wait.
+test: $(READY) lint
+	$(MAKE) --no-print-directory -j2 types units
+
+units: $(READY)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -521,6 +521,7 @@ def distributed(folder: Path) -> None:
         torch.save({"metrics": gathered, "weights": everybodys}, folder / "found.pt")
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     """The first one looks and logs; all know the numbers, so that a checkpoint in each may follow them."""
     done = torchrun(Path(__file__).parent, __file__, str(tmp_path))

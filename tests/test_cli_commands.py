@@ -356,6 +356,7 @@ def test_attack_names_a_photograph_that_cannot_be_read(place: Path, capsys: pyte
     assert "none.png: no such image" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_demo_in_small(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 

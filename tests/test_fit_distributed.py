@@ -102,6 +102,7 @@ def told(place: Path, name: str, rank: int = 0) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["pgd", "yopo", "gradient", "trades", "killed", "kept", "free kept", "yopo kept", "free", "awp"]
 )

@@ -23,7 +23,7 @@ from sparring.training import Standard, fit
 
 SCRIPT = """
 import json, os, signal, sys
-import torch
+import torch, torch._dynamo  # now, rather than in every fork
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -123,6 +123,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*(f"kill-{name}" for name in CASES), *(f"{how}-fast" for how in ASKED)])
 def test_killed_it_goes_on_to_the_same_weights(place: Path, case: str) -> None:
     how, name = case.split("-")

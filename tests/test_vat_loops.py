@@ -31,6 +31,7 @@ sp.fit(
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch can't talk to other processes")
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
     """Batches of 7 and 9: the processes' shares are unequal, and unequal in another way for each kind. A large xi, because the
