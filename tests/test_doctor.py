@@ -252,6 +252,21 @@ def test_what_was_not_looked_at_is_said() -> None:
     assert sp.diagnose(plain, samples(), strategy=sp.PGDTraining(THREAT)).symptoms.attacked is not None
 
 
+def test_frozen_layers_are_told_from_none() -> None:
+    """A network that was loaded in eval mode, then wrapped: its layers look frozen, and the user is told how to thaw them."""
+    wrapped = nn.Sequential(copy.deepcopy(trained()).eval())
+    assert wrapped.training
+    found = sp.diagnose(wrapped, samples(), THREAT)
+    assert found.symptoms.layers == []
+    assert "all 2 BatchNorm layers are frozen" in found.skipped[0]
+    assert "model.eval()" in found.skipped[0]
+    seen = sp.diagnose(wrapped.eval(), samples(), THREAT)
+    assert len(seen.symptoms.layers) == 2
+    assert not any("statistics" in line for line in seen.skipped)
+    without = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36, track_running_stats=False), nn.Linear(36, 3))
+    assert "no BatchNorm that learns" in sp.diagnose(without, samples(), THREAT).skipped[0]
+
+
 @pytest.mark.parametrize(
     ("call", "line"),
     [

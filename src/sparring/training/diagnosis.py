@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparring.threat import Threat
 from sparring.training.feed import Feed
@@ -80,7 +81,13 @@ def diagnose(
     if threat is not None and threat.norm == "l0":
         skipped = ["anything under attack: there is no one-step attack under l0"]
     if not seen.layers:
-        skipped.append("statistics: the network has no BatchNorm that learns")
+        frozen = sum(isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules())
+        skipped.append(
+            f"statistics: all {frozen} BatchNorm layers are frozen (in eval mode, inside a model in train mode); to have them "
+            "looked at call model.eval() or model.train() first"
+            if frozen
+            else "statistics: the network has no BatchNorm that learns"
+        )
     history = getattr(history, "history", history)
     if not history:
         skipped.append("how training went: no history was given")
