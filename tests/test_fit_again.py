@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import sparring as sp
 
@@ -84,6 +85,16 @@ def test_frozen_statistics_stay_also_where_others_are_taken_anew(how: dict[str, 
     )  # fmt: skip
     assert all(torch.equal(value, before[name]) for name, value in model[1].state_dict().items())
     assert not result.notes, "nobody is told that a frozen layer's statistics lag"
+
+
+def test_a_head_that_is_parametrised_learns_alone() -> None:
+    """weight_norm keeps the weight in modules of its own: the head is the layer that has them, with its bias."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), weight_norm(nn.Linear(8, 4)))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    x, y = samples()
+    sp.fit(model, (x, y), sp.Standard(), epochs=1, batch_size=8, validation=False, lr=0.1, head_epochs=1)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"3.bias", "3.parametrizations.weight.original0", "3.parametrizations.weight.original1"}
 
 
 # averages

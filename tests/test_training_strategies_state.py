@@ -265,6 +265,26 @@ def test_a_sample_climbs_until_the_network_errs_and_costs_no_more(tau: int) -> N
     assert 12 < forwards < 60
 
 
+@pytest.mark.parametrize("bn", ["auto", "batch", "train", "eval"])
+def test_samples_that_stop_change_no_statistics_of_a_compiled_model(bn: str) -> None:
+    """A compiled model's batches are filled up with copies, but not where BatchNorm would see them."""
+    x, _ = samples(24)
+    y = network("norm")(x).argmax(1)
+    gradients, sizes = [], []
+    for compiled in (False, True):
+        model = network("norm")
+        if compiled:
+            model.compile(backend="eager")
+        strategy = sp.PGDTraining(THREAT, 6, stop_when_fooled=True, bn=bn)
+        for loss in strategy(model, (x, y)):
+            loss.value.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        sizes.append(strategy.passes)
+    assert sizes[0] == sizes[1]
+    assert sizes[0].backwards < 24 * 7  # some did stop
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-12)
+
+
 def test_losses_are_of_full_precision_where_the_network_is_not() -> None:
     x, y = samples()
     for name, make in MADE.items():
@@ -335,6 +355,7 @@ def test_frees_perturbation_lives_on_by_place_in_the_batch() -> None:
         (lambda: sp.MART(THREAT, weight=-1.0), r"MART\(weight=-1.0\): expected a number above 0"),
         (lambda: sp.PGDTraining(THREAT, tau=1), r"PGDTraining\(tau=1\): expected steps.*stop_when_fooled=True"),
         (lambda: sp.PGDTraining(THREAT, step_size=0.0), r"PGDTraining\(step_size=0.0\): expected a number above 0"),
+        (lambda: sp.PGDTraining(THREAT, 2, "2/255"), r"PGDTraining\(step_size='2/255'\): expected a number above 0"),
         (lambda: sp.PGDTraining(THREAT, schedule={0: -1}), r"PGDTraining\(schedule=\{0: -1\}\): expected"),
         (lambda: sp.Mixed(sp.FGSM(THREAT), 1.5), r"Mixed\(alpha=1.5\): expected a number from 0"),
         (lambda: sp.Mixed(sp.FGSM(THREAT), fraction=0.0), r"Mixed\(fraction=0.0\): expected a part of the batch"),
@@ -366,6 +387,7 @@ def test_bad_batches_get_one_line(name: str) -> None:
         (sp.Batch(x, y, numbers[:4]), r"indices of shape \(4,\) for 6 samples"),
         (sp.Batch(x[:1], y[:1], numbers[:1]), "a batch of one sample has no batch statistics"),
         (sp.Batch(4 * x, y, numbers), r"outside the box \[0, 1\]"),
+        ({"x": x, "y": y}, r"a batch of type dict: expected sp.Batch\(x, y\) or \(x, y\)"),
     ):
         if name == "Standard" and "box" in message:
             continue

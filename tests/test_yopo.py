@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 import pages
 import sparring as sp
 from sparring.noise import Noise
-from sparring.training.first import Costate, First, first_layer
+from sparring.training.first import Costate, First, first_layer, with_parameters
 from sparring.training.losses import Batch
 from sparring.training.yopo import YOPO
 
@@ -311,8 +312,76 @@ def test_the_first_layer_is_found() -> None:
     model = network("curved")
     assert first_layer(model, x) is model.first[0]
     assert first_layer(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).double(), x).in_features == 36
-    with pytest.raises(ValueError, match="no module with parameters ran"):
+    with pytest.raises(ValueError, match="no module with parameters ran that a gradient"):
         first_layer(nn.Sequential(nn.Flatten()), x)
+
+
+class Positions(nn.Module):
+    """What runs first never sees the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.patches = nn.Embedding(9, 4), nn.Conv2d(1, 4, 2, 2)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = self.positions(torch.arange(9))
+        return self.head((self.patches(x).flatten(2).mT + places).tanh().mean(1))
+
+
+@pytest.mark.parametrize("form", ["hamiltonian", "gradient"])
+def test_the_first_layer_is_the_first_that_the_image_meets(form: str) -> None:
+    x, y = samples()
+    strategy, model = YOPO(sp.Linf(EPS), 2, 2, form=form), Positions().double()
+    learned(strategy, model, x, y)
+    assert strategy._first is not None
+    assert strategy._first.layer is model.patches
+
+
+@pytest.mark.parametrize("form", ["hamiltonian", "gradient"])
+def test_a_parametrised_layer_is_one_layer(form: str) -> None:
+    """weight_norm's own modules run before the layer does; the layer is the first."""
+    x, y = samples()
+    layer = weight_norm(nn.Linear(36, 8))
+    model = nn.Sequential(nn.Flatten(), layer, nn.Tanh(), nn.Linear(8, 3)).double()
+    assert with_parameters(model) == [layer, model[3]]
+    found = YOPO(sp.Linf(EPS), 2, 2, form=form)
+    named = YOPO(sp.Linf(EPS), 2, 2, form=form, first="1")
+    assert same(learned(found, model, x, y), learned(named, copy.deepcopy(model), x, y))
+
+
+def test_a_first_layer_that_answers_with_a_tuple_is_refused_in_a_line() -> None:
+    model = nn.Sequential(nn.Flatten(2), nn.LSTM(36, 4)).double()
+    with pytest.raises(ValueError, match="LSTM, answers with a tuple, not a tensor: name a layer") as raised:
+        learned(YOPO(sp.Linf(EPS)), model, *samples())
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("form", ["hamiltonian", "gradient"])
+@pytest.mark.parametrize("bn", ["auto", "batch", "eval", "train"])
+def test_behind_a_norm_of_the_batch_nothing_collapses(form: str, bn: str) -> None:
+    """BatchNorm as input normalisation: affine in eval mode, which is not the mode that learns."""
+    x, y = samples(8)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 3)).double()
+    made = (
+        YOPO(sp.Linf(EPS), 2, 3, form=form, bn=bn, step_size=EPS / 5, collapse=collapse) for collapse in (True, False)
+    )
+    one, other = (learned(strategy, copy.deepcopy(model), x, y) for strategy in made)
+    assert same(one, other)
+
+
+def test_a_norm_that_is_frozen_later_lets_the_steps_collapse() -> None:
+    x, y = samples(8)
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 3)).double()
+    strategy = YOPO(sp.Linf(EPS), 2, 3, first="1")
+    state = torch.get_rng_state()
+    learned(strategy, model, x, y)
+    assert not strategy._affine
+    model[0].eval()
+    learned(strategy, model, x, y)
+    assert strategy._affine
+    assert torch.equal(torch.get_rng_state(), state)  # nothing of the training's random numbers was used up
 
 
 class Clamped(nn.Module):
@@ -421,6 +490,18 @@ def test_settings_that_cannot_be(settings: dict[str, object], message: str) -> N
 def test_a_first_layer_that_runs_twice_is_refused() -> None:
     with pytest.raises(RuntimeError, match="Linear, ran twice in one forward"):
         learned(YOPO(sp.Linf(EPS)), Twice().double(), *samples())
+
+
+def test_distributed_data_parallel_is_told_of_the_form_that_it_takes() -> None:
+    """Its reducer would count the first layer's second backward as an iteration of its own."""
+
+    class DistributedDataParallel(nn.parallel.DistributedDataParallel):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+
+    with pytest.raises(ValueError, match=r"form='gradient', or sp\.fit with the bare model") as raised:
+        learned(YOPO(sp.Linf(EPS)), DistributedDataParallel(), *samples())
+    assert "\n" not in str(raised.value)
 
 
 def test_an_unknown_first_layer_is_named() -> None:

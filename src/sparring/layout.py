@@ -29,11 +29,13 @@ class Layout:
     compiled model has a graph for every shape (and CUDA graphs a recording). The rows that fill a batch up repeat its last
     one; nobody sees their logits, and they do not count as passes.
     channels_last: images come in the order of memory that the model's filters are in.
+    whole: something else completes the batches, whose statistics count: none is filled up.
     """
 
     compiled: bool = False
     channels_last: bool = False
     largest: int = 0
+    whole: bool = False
 
     @classmethod
     def of(cls, model: Callable[..., Any], modules: list[nn.Module]) -> Layout:
@@ -57,7 +59,7 @@ class Layout:
     def arrange(self, x: Tensor, context: Context) -> tuple[Tensor, Context]:
         """x (B, *S) and the other inputs as the model is to have them, filled up to (B', *S), B' ≥ B."""
         count = len(x)
-        if self.compiled and count:
+        if self.compiled and count and not self.whole:
             self.largest = max(self.largest, count)
             size = next(s for s in (self.largest // 16, self.largest // 4, self.largest) if s >= count)
             if size > count:

@@ -54,11 +54,12 @@ def company(model: Borrowed) -> Iterator[list[Tensor]]:
         model.forwards += len(others)
         return alone(torch.cat([x, others]))[: len(x)]
 
-    model.model = beside
+    before = model.layout.whole
+    model.model, model.layout.whole = beside, True  # copies that fill a batch up would enter its statistics
     try:
         yield stopped
     finally:
-        model.model = alone
+        model.model, model.layout.whole = alone, before
 
 
 def _crafted(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 SILENT = (
     "the first layer's hook did not fire: name a layer that every forward meets by first=..., and let a compiled model "
@@ -23,27 +24,36 @@ class _Reached(Exception):
 
 
 def first_layer(model: nn.Module, x: Tensor) -> nn.Module:
-    """The first module with parameters of its own that runs when the model sees x (B, *S). ValueError where there is none."""
+    """The first module with parameters of its own that x (B, *S) meets in a borrowed model, whose parameters are frozen: an
+    answer that needs a gradient comes from x. ValueError where there is none."""
     found: list[nn.Module] = []
 
     def hook(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and not output.requires_grad:
+            return  # the positions' embedding, say
         found.append(module)
         raise _Reached
 
     model = getattr(model, "_orig_mod", model)
-    own = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
-    handles = [module.register_forward_hook(hook) for module in own]
+    handles = [module.register_forward_hook(hook) for module in with_parameters(model)]
     try:
-        with torch.no_grad():
-            model(x[:2])
+        with torch.enable_grad():
+            model(x[:2].detach().requires_grad_(True))
     except _Reached:
         return found[0]
     finally:
         for handle in handles:
             handle.remove()
     raise ValueError(
-        "no module with parameters ran in the model's forward: YOPO needs a first layer, name it by first=..."
+        "no module with parameters ran that a gradient comes through to the input: YOPO needs a first layer, name it by "
+        "first=..."
     )
+
+
+def with_parameters(model: nn.Module) -> list[nn.Module]:
+    """The modules with parameters of their own; those of a parametrisation (weight_norm) are the layer's that has it."""
+    layers = (module for module in model.modules() if not isinstance(module, ParametrizationList))
+    return [m for m in layers if is_parametrized(m) or any(True for _ in m.parameters(recurse=False))]
 
 
 class Costate:
@@ -91,7 +101,14 @@ class First:
             layer.register_forward_hook(torch.compiler.disable(self._hook))  # type: ignore[no-untyped-call]
 
     def _hook(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor | None:
-        return None if self._action is None else self._action(output)
+        if self._action is None:
+            return None
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"YOPO's first layer, {type(module).__name__}, answers with a {type(output).__name__}, not a tensor: name a "
+                "layer that every input meets and that answers with one by first=..., such as first='stem'"
+            )
+        return self._action(output)
 
     @contextmanager
     def _acting(self, action: Action) -> Iterator[None]:
@@ -144,7 +161,12 @@ class First:
 
     @torch.no_grad()
     def affine(self, x: Tensor, bounds: tuple[float, float] | None) -> bool:
-        """Whether f0 is affine on the box (without bounds: far round x, (B, *S)): tested on random points, not assumed."""
+        """Whether f0 is affine on the box (without bounds: far round x, (B, *S)): tested on random points, not assumed. With
+        the batch's own statistics BatchNorm is not, and neither is dropout: so in the modes in which the model learns."""
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            return self._behaves(x, bounds)
+
+    def _behaves(self, x: Tensor, bounds: tuple[float, float] | None) -> bool:
         generator = torch.Generator().manual_seed(0)
         low, high = bounds if bounds is not None else (-4 * float(x.abs().amax()), 4 * float(x.abs().amax()))
         unit = torch.rand((2, *x[:8].shape), generator=generator, dtype=x.dtype).to(x.device)

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sparring.training.first import with_parameters
+
 RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 SCHEDULES = ("cosine", "cyclic", "triangle", "steps", "constant")
 SET = "scheduled_lr"  # in a parameter group: the rate that `Rates` has set last
@@ -174,7 +176,7 @@ class Tuning:
                 raise ValueError(
                     f"head={head!r}: no submodule of this name; the model has {_some(self.model)}"
                 ) from None
-        return [m for m in self.model.modules() if any(True for _ in m.parameters(recurse=False))][-1]
+        return with_parameters(self.model)[-1]
 
 
 def _under(name: str, pattern: str) -> bool:

@@ -184,6 +184,8 @@ class Strategy:
             module.load_state_dict(state["modules"][name])
 
     def _checked(self, batch: Batch | tuple[Tensor, Tensor]) -> Batch:
+        if not isinstance(batch, (Batch, tuple, list)):
+            raise TypeError(f"a batch of type {type(batch).__name__}: expected sp.Batch(x, y) or (x, y)")
         batch = batch if isinstance(batch, Batch) else Batch(*batch)
         x = batch.x
         tokens = self.takes_tokens and is_tokens(x)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sparring.attacks.base import Attack
 from sparring.attacks.pgd import PGD
 from sparring.attacks.sign import FGSM, default_step
-from sparring.checks import check_whole
+from sparring.checks import check_positive, check_whole
 from sparring.noise import Noise
 from sparring.threat import Threat
 from sparring.training.friendly import FriendlyPGD
@@ -205,8 +205,7 @@ class PGDTraining(AdversarialTraining):
                     f"{self.name}(schedule={self.schedule!r}): expected {{batch number: steps}}, whole numbers"
                 )
         check_whole(self.name, steps=self.steps)
-        if self.step_size is not None and not self.step_size > 0:
-            raise ValueError(f"{self.name}(step_size={self.step_size!r}): expected a number above 0")
+        check_positive(self.name, step_size=self.step_size)
         if not isinstance(self.tau, int) or self.tau < 0 or (self.tau and not self.stop_when_fooled):
             raise ValueError(f"{self.name}(tau={self.tau!r}): expected steps, 0 or more, beside stop_when_fooled=True")
         self.kept = Kept()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from sparring.attacks.inputs import check_inputs
 from sparring.borrow import borrow
@@ -19,6 +20,7 @@ from sparring.threat import Threat, parse_eps
 from sparring.training.first import Costate, First, first_layer
 from sparring.training.kept import Kept
 from sparring.training.losses import Batch, Loss, Seen
+from sparring.training.modes import in_modes
 from sparring.training.strategy import Strategy, check_threat
 
 
@@ -72,6 +74,7 @@ class YOPO(Strategy):
         self.summed = self.m
         self._first: First | None = None
         self._affine = False
+        self._modes: list[tuple[nn.Module, bool]] = []  # in which that was found
         self._kept = Kept()
 
     @property
@@ -85,6 +88,11 @@ class YOPO(Strategy):
         return self.threat.eps / 4 if self.step_size is None else parse_eps(self.step_size)
 
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
+        if self.form == "hamiltonian" and isinstance(model, DistributedDataParallel):
+            raise ValueError(
+                "YOPO(form='hamiltonian') goes backward through the first layer alone, which DistributedDataParallel does not "
+                "allow: use form='gradient', or sp.fit with the bare model"
+            )
         first = self._find(model, batch)
         x = self._start(batch)
         if self.form == "gradient":
@@ -142,7 +150,8 @@ class YOPO(Strategy):
             self._kept.put(batch.indices, x.detach() - batch.x, self.crew)
 
     def _find(self, model: nn.Module, batch: Batch) -> First:
-        """The first layer of this model; what was found for a model holds for as long as it is the same."""
+        """The first layer of this model; what was found for a model holds for as long as it is the same, in the same modes."""
+        modes = [(module, module.training) for module in model.modules()]
         if self._first is None or self._first.model is not model:
             with borrow(model):
                 layer = self.first
@@ -155,7 +164,11 @@ class YOPO(Strategy):
                     layer = modules[layer]
                 layer = layer or first_layer(model, batch.x)
                 self._first = First(model, layer)
+            self._modes = []
+        if self._modes != modes:
+            with borrow(model), in_modes(modes):
                 self._affine = self.collapse and self._first.affine(batch.x, self.threat.bounds)
+            self._modes = modes
         return self._first
 
     def _crafted(self, model: nn.Module, batch: Batch, first: First, x: Tensor) -> tuple[Tensor, Tensor | None]:
