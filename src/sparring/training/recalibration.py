@@ -96,7 +96,7 @@ def recalibrate(model: nn.Module, data: Any, strategy: Strategy | None = None, b
     (tensor([2.]), tensor([7.]))
     """
     inner: nn.Module = getattr(model, "_orig_mod", model)  # hooks are not seen by what torch.compile has made
-    with as_in_training(inner):
+    with as_in_training(inner), torch.random.fork_rng([]):
         place = next(chain(inner.parameters(), inner.buffers()), torch.empty(0)).device
         given = _batches(data, place)
         looks = may_have_own_norms(inner)  # and shows which are such
