@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparring as sp
+from sparring.training.optimizing import Tuning
 from sparring.training.own_norms import own_norms
 
 THREAT = sp.Linf(0.1)
@@ -142,6 +143,13 @@ def test_frozen_ones_stay_frozen_and_a_batch_of_one_is_refused() -> None:
     assert not torch.equal(before[2], running(model)[2])
     with pytest.raises(ValueError, match="a batch of one sample has no batch statistics"):
         next(sp.Mixed(sp.FGSM(THREAT))(model, (x[:1], y[:1])))
+
+
+def test_while_only_the_head_learns_they_are_frozen() -> None:
+    model = network(Own)
+    with Tuning(model, (), None, 1, None).applied(0):
+        assert not model[1].training
+    assert model[1].training
 
 
 @pytest.mark.parametrize(

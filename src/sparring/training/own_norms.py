@@ -133,27 +133,30 @@ _SEEN: WeakKeyDictionary[nn.Module, tuple[list[str], list[tuple[str, str, str, f
 
 
 def may_have_own_norms(model: nn.Module) -> bool:
-    """Whether a module other than BatchNorm has two buffers that can be a mean and a variance by channel."""
-    return any(_possible(module) for module in model.modules())
+    """Whether one of the modules may be such a layer."""
+    return any(may_be_norm(module) for module in model.modules())
 
 
-def own_norms(model: nn.Module, x: Any) -> list[OwnNorm]:
+def own_norms(model: nn.Module, x: Any = None) -> list[OwnNorm]:
     """The modules of this model that call batch_norm with buffers of their own, whatever their mode.
 
     x: inputs, of which two are shown to a model that it has not seen before and that has buffers which may be such; others
-    cost nothing.
+    cost nothing. None: a model that has not been seen is not looked at, and none of its modules are known.
     """
     if not may_have_own_norms(model):
         return []
-    possible = [name for name, module in model.named_modules() if _possible(module)]
+    possible = [name for name, module in model.named_modules() if may_be_norm(module)]
     known, calls = _SEEN.get(model, ([], []))
+    if known != possible and x is None:
+        return []
     if known != possible:
         calls = _found(model, possible, x[:2])
         _SEEN[model] = possible, calls
     return [OwnNorm(name, model.get_submodule(name), *rest) for name, *rest in calls]  # type: ignore[arg-type]
 
 
-def _possible(module: nn.Module) -> bool:
+def may_be_norm(module: nn.Module) -> bool:
+    """Whether it is no BatchNorm, and has two buffers that can be a mean and a variance by channel."""
     if not module._buffers or isinstance(module, _BatchNorm):
         return False
     sizes = [len(b) for b in module._buffers.values() if b is not None and b.ndim == 1 and b.is_floating_point()]
