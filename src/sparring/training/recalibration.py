@@ -79,8 +79,9 @@ def recalibrate(model: nn.Module, data: Any, strategy: Strategy | None = None, b
     momentum aside: every sample counts the same, also those of a short last batch. Wherever weights were not themselves
     trained under their running statistics (moving averages, a pretrained network on other data), those are off.
 
-    model: its BatchNorm layers, and modules that give buffers of their own to `functional.batch_norm`. Those that are frozen (in eval mode while the model is in train mode) stay as they are; a model that is
-    in eval mode as a whole is taken as if in train mode, and is in eval mode again afterwards.
+    model: its BatchNorm layers, and modules that give buffers of their own to `functional.batch_norm`. Those that are frozen
+    (in eval mode while the model is in train mode) stay as they are; a model that is in eval mode as a whole is taken as if in
+    train mode, and is in eval mode again afterwards.
     data: batches (x, y), or one pair of tensors, of which batches of 128 are made; `Batch`es are taken as they are. Under
     torch.distributed each process gives its own share, and all end with the same statistics: those of all shares together.
     strategy: the mixture is what it learns from, clean samples and examples, crafted as in training; its own state is as
