@@ -10,7 +10,8 @@ from pathlib import Path
 
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Python alone, in a folder whose modules it can import; at most five minutes."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    places = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]  # the package that is tested here, if by path
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )

@@ -550,11 +550,12 @@ def test_a_loader_is_more_than_its_data_set() -> None:
     assert torch.equal(part.take(torch.tensor([2, 0]))[0], x[[2, 5]])
 
 
+@pytest.mark.parametrize("average", [lambda: SWA(0), lambda: EMA(0.9)])
 @pytest.mark.parametrize("momentum", [0.001, 0.2])
-def test_averaged_weights_get_batchnorm_statistics_of_their_own(momentum: float) -> None:
+def test_averaged_weights_get_batchnorm_statistics_of_their_own(momentum: float, average: Any) -> None:
     x, y = problem()
-    model, swa = network(nn.BatchNorm1d(16, momentum=momentum)), SWA(0)
-    fit(model, (x, y), Standard().with_(swa), epochs=2, batch_size=32, lr=0.3, validation=False)
+    model = network(nn.BatchNorm1d(16, momentum=momentum))
+    fit(model, (x, y), Standard().with_(average()), epochs=2, batch_size=32, lr=0.3, validation=False)
     inside = F.linear(x, model[0].weight, model[0].bias)
     torch.testing.assert_close(model[1].running_mean, inside.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model[1].running_var, inside.var(0), rtol=1e-3, atol=1e-5)

@@ -70,6 +70,17 @@ for name, strategy, settings in (
 norm = network(norm=True)
 fit(norm, (x, y), Standard(), epochs=1, batch_size=20, validation=False)
 told["norm"] = [float(norm[1].running_mean.sum()), float(norm[1].running_var.sum()), float(norm[0].weight.sum())]
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+    def forward(self, x):
+        return nn.functional.batch_norm(x, self.mean, self.var, training=self.training)
+
+own = network().insert(1, Own().double())
+fit(own, (x, y), Standard(), epochs=1, batch_size=20, validation=False)
+told["own"] = [float(own[1].mean.sum()), float(own[1].var.sum())]
 told["errors"] = []
 bad = x.clone()
 bad[3] = torch.nan
@@ -122,6 +133,7 @@ def test_two_processes_train_like_one(place: Path, name: str) -> None:
 def test_processes_stay_together(place: Path) -> None:
     a, b = told(place, "two", 0), told(place, "two", 1)
     assert a["norm"] == b["norm"], "running statistics are averaged with the gradients"
+    assert a["own"] == b["own"], "those in buffers of one's own, too"
     assert a["errors"] == b["errors"]
     assert "the loss is nan in epoch 1, batch" in a["errors"][0]
     assert a["errors"][0].split(": ")[0] == told(place, "one")["errors"][0].split(": ")[0]

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 import sparring as sp
 import sparring.lightning
 from sparring.lightning.limits import refuse, refuse_by_hand
-from sparring.training.batchnorm import Statistics
 from sparring.training.feed import Feed
 from sparring.training.strategy import Strategy
 
@@ -80,7 +79,7 @@ CASES: dict[str, tuple[Made, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("norm", [False, True])
 def test_trains_as_fit_does(case: str, norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Statistics, "apart", False)  # so few batches: `fit` would take BatchNorm statistics anew
+    monkeypatch.setattr("sparring.training.run.settle", lambda run: None)  # `fit` takes BatchNorm statistics anew
     made, settings = CASES[case]
     size = 5 if case == "trades" else 8  # batches of one size where they are accumulated: 4 of them, or 3 of 8, 8 and 4
     fitted, model = network(norm), network(norm)
@@ -272,6 +271,21 @@ def test_averaged_weights_are_measured_and_predicted_with() -> None:
     assert run.validate(module, loader(), verbose=False)[0]["val_clean_accuracy"] == pytest.approx(right)
     assert torch.equal(torch.cat(run.predict(module, loader(20))), average(X))
     assert torch.equal(own, weights(model))
+
+
+@pytest.mark.parametrize("average", [lambda: sp.EMA(0.9), lambda: sp.SWA(0)])
+def test_averaged_weights_get_batchnorm_statistics_of_their_own(average: Any) -> None:
+    model = network(norm=True)
+    module = AdversarialModule(model, sp.Standard().with_(average()), lr=0.5)
+    run = trainer()
+    run.fit(module, loader())
+    own = weights(model)
+    module.recalibrate((X, Y))
+    assert torch.equal(own, weights(model)), "the network in training is another one"
+    averaged = module.strategy.parts[-1].averaged(model)
+    torch.testing.assert_close(averaged[1].running_mean, averaged[0](X).mean(0))
+    torch.testing.assert_close(averaged[1].running_var, averaged[0](X).var(0))
+    assert torch.equal(torch.cat(run.predict(module, loader(20))), averaged(X))
 
 
 def test_what_is_logged() -> None:

@@ -21,7 +21,9 @@ from sparring.training import fit, optimizing
 from sparring.training.averaging import Average
 from sparring.training.losses import Batch, Loss
 from sparring.training.optimizing import Optimizer, Rates, Schedule, Tuning
+from sparring.training.recalibration import recalibrate
 from sparring.training.settings import check, check_warmup
+from sparring.training.settling import BATCHES
 from sparring.training.strategy import Strategy
 from sparring.training.team import bare
 from sparring.training.validation import threat_of
@@ -42,7 +44,7 @@ class Adversarial(Host):
     model: maps float inputs (B, *S) to logits (B, C); may be compiled, `torch.compile(net)`. One whose root is in eval mode is
     switched to train mode when training begins. `module.model` has the weights, `module(x)` gives its logits.
     strategy: such as `sp.YOPO(sp.Linf(8/255))`, also with parts round it: weights that `sp.EMA` or `sp.SWA` averages are
-    what is validated, tested and predicted with. Its state is in the checkpoint.
+    what is validated, tested and predicted with; see `recalibrate`. Its state is in the checkpoint.
     optimizer, lr, momentum, weight_decay, schedule, max_grad_norm, accumulate: as in `sp.fit`. warmup: in epochs. Optimisation
     is manual, so clipping and accumulation are set here, not in the Trainer. The schedule ends where `max_epochs` or
     `max_steps` does, and a strategy of several updates a batch takes as many of Lightning's global steps.
@@ -109,6 +111,15 @@ class Adversarial(Host):
         averages = [part for part in self.strategy.parts if isinstance(part, Average)]
         with averages[-1].applied(self.model) if averages else nullcontext():
             yield
+
+    def recalibrate(self, data: Any, batches: int | None = BATCHES) -> None:
+        """Takes the BatchNorm statistics of the `deployed` network anew, from so many batches of the training mixture.
+
+        data: batches as `sp.recalibrate` takes them, best of the training data. To be called after training, before the
+        averaged network is tested, predicted with, saved or exported; afterwards the average keeps what it was given.
+        """
+        with self.deployed():
+            recalibrate(self.model, data, self.strategy, batches)
 
     def configure_callbacks(self) -> list[Any]:
         for name, ours, off in (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -12,10 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparring.training.drift import Buffers, Drift
 from sparring.training.modes import in_modes
+from sparring.training.own_norms import Norm, OwnNorm, normalised_by_batch, own_norms
 
 POLICIES = ("auto", "train", "eval", "batch", "split")
 BRANCHES = ("clean", "adversarial")
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)  # that leave the buffers alone where they are told to
 
 EVERY = 8  # forwards between two looks at the drift: on a GPU a look waits for it
 AGREE, DISAGREE = 0.25, 0.5  # a layer's shift in standard deviations, and its stretch: half a one is a factor of 1.65
@@ -28,21 +30,22 @@ def layers(model: nn.Module) -> list[_BatchNorm]:
 
 
 @contextmanager
-def batch_statistics(chosen: list[_BatchNorm]) -> Iterator[None]:
+def batch_statistics(chosen: Sequence[Norm]) -> Iterator[None]:
     """These layers normalise with the batch's own statistics and leave the running ones alone."""
-    before = [(layer, layer.training, layer.track_running_stats) for layer in chosen]
+    before = [(layer, layer.training, layer.track_running_stats) for layer in chosen if isinstance(layer, _BatchNorm)]
     try:
-        for layer in chosen:
+        for layer, _, _ in before:
             layer.training, layer.track_running_stats = True, False
-        yield
+        with normalised_by_batch([layer for layer in chosen if isinstance(layer, OwnNorm)]):
+            yield
     finally:
         for layer, mode, tracks in before:
             layer.training, layer.track_running_stats = mode, tracks
 
 
-def running_statistics(chosen: list[_BatchNorm]) -> AbstractContextManager[None]:
-    """These layers normalise with their running statistics."""
-    return in_modes((layer, False) for layer in chosen)
+def running_statistics(chosen: Sequence[Norm]) -> AbstractContextManager[None]:
+    """These layers normalise with their running statistics; those that people wrote do where their modules' mode says so."""
+    return in_modes((layer, False) for layer in chosen if isinstance(layer, _BatchNorm))
 
 
 @contextmanager
@@ -69,8 +72,8 @@ class Statistics:
     "adversarial" has running statistics of its own (`branch`). Frozen layers (in eval mode) stay as they are under all
     of them, and only `learning` moves running statistics.
 
-    Layers of torch's BatchNorm classes and their subclasses are known. A module that calls `functional.batch_norm` itself
-    follows its own `training` flag, which is off while crafting but for "train"; its buffers are safe in any case.
+    Layers of torch's BatchNorm classes and their subclasses are known, and modules that give buffers of their own to
+    `functional.batch_norm`, which a first look at two samples finds.
     """
 
     def __init__(self, policy: str = "auto") -> None:
@@ -79,7 +82,7 @@ class Statistics:
         self.policy = policy
         self.agrees = False  # "auto": whether running and batch statistics do
         self.drift: Drift | None = None
-        self._layers: list[_BatchNorm] = []
+        self._layers: list[Norm] = []
         self._modes: list[tuple[nn.Module, bool]] = []
         self._second: dict[str, dict[str, Tensor]] = {}
         self._pending: Mapping[str, Any] | None = None
@@ -88,6 +91,11 @@ class Statistics:
     def mode(self) -> str:
         """What crafting uses now: "batch" or "eval" statistics."""
         return "eval" if self.policy == "eval" or (self.policy == "auto" and self.agrees) else "batch"
+
+    @property
+    def live(self) -> list[Norm]:
+        """The layers that are not frozen, of the model that `check` has seen last."""
+        return self._layers
 
     @property
     def mixes(self) -> bool:
@@ -102,8 +110,9 @@ class Statistics:
     def check(self, model: nn.Module, x: Tensor) -> None:
         """ValueError for a batch without statistics, or nothing to split. Looks at layers' modes before they are borrowed."""
         self._modes = [(module, module.training) for module in model.modules()]
-        self._layers = layers(model)
-        if self.policy == "split" and not any(isinstance(module, _BatchNorm) for module, _ in self._modes):
+        own = own_norms(model, x)
+        self._layers = [*layers(model), *(norm for norm in own if norm.training)]
+        if self.policy == "split" and not own and not any(isinstance(module, _BatchNorm) for module, _ in self._modes):
             raise ValueError("bn='split': the model has no BatchNorm layer to split; use sp.Mixed with bn='auto'")
         if self._layers and len(x) == 1:
             raise ValueError(
@@ -115,14 +124,18 @@ class Statistics:
         elif self.policy == "auto" and not self._layers:
             self.drift = None
         if self.policy == "split":
-            for name, layer in model.named_modules():
-                if layer in self._layers and name not in self._second:
-                    self._second[name] = {key: b.clone() for key in BUFFERS if (b := layer._buffers[key]) is not None}
+            names = {module: name for name, module in model.named_modules()}
+            for layer in self._layers:
+                module, keys = (layer.module, layer.buffers) if isinstance(layer, OwnNorm) else (layer, BUFFERS)
+                held = self._second.setdefault(names[module], {})
+                held.update(
+                    {key: b.clone() for key in keys if key not in held and (b := module._buffers[key]) is not None}
+                )
 
     @contextmanager
     def crafting(self, model: nn.Module) -> Iterator[None]:
         """While examples are crafted: the statistics of the policy, and no buffer moves. `check` has seen the model."""
-        others = [module for module, _ in self._modes if not isinstance(module, _BatchNorm) and module._buffers]
+        others = [module for module, _ in self._modes if module._buffers and type(module).forward not in FORWARDS]
         chosen = batch_statistics if self.mode == "batch" else running_statistics
         with (
             safe_buffers(others),

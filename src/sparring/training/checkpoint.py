@@ -18,6 +18,7 @@ from sparring.wrappers import FromProbabilities, Normalized, Output
 
 FORMAT = 1
 STATE, BEST, LAST, HISTORY, TABLE = "state.pt", "best.safetensors", "last.safetensors", "history.json", "log.csv"
+ADVERSARIAL = {name: name.replace(".", "_adversarial.") for name in (BEST, LAST)}  # of the other branch (bn="split")
 ANEW = "start anew with resume=False (--fresh on the command line)"
 
 

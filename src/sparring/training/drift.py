@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from sparring.training.own_norms import Norm
 
 MEMORY = (
     0.9  # of the moving average over forwards: what a batch of 32 adds as noise shrinks to 4% of a standard deviation
@@ -28,7 +29,7 @@ class Buffers:
     updates: Tensor
 
     @classmethod
-    def of(cls, layers: Sequence[_BatchNorm]) -> Buffers:
+    def of(cls, layers: Sequence[Norm]) -> Buffers:
         return cls(
             _joined([layer.running_mean for layer in layers]),
             _joined([layer.running_var for layer in layers]),
@@ -36,7 +37,7 @@ class Buffers:
         )
 
 
-def _device(layers: Sequence[_BatchNorm]) -> torch.device:
+def _device(layers: Sequence[Norm]) -> torch.device:
     mean = layers[0].running_mean
     assert mean is not None
     return mean.device
@@ -48,7 +49,7 @@ def _joined(buffers: Sequence[Tensor | None]) -> Tensor:
     return joined if joined.dtype == torch.float64 else joined.float()
 
 
-def _count(layer: _BatchNorm) -> Tensor:
+def _count(layer: Norm) -> Tensor:
     known = layer.num_batches_tracked
     return torch.zeros((), dtype=torch.long) if known is None else known.detach()
 
@@ -60,7 +61,7 @@ class Drift:
     stretch (channels,): log of (running variance + eps)/σ².
     """
 
-    def __init__(self, layers: Sequence[_BatchNorm]) -> None:
+    def __init__(self, layers: Sequence[Norm]) -> None:
         self.layers = list(layers)
         self.sizes = [layer.num_features for layer in layers]
         self.forwards = 0
@@ -77,7 +78,7 @@ class Drift:
         self._cumulative = each([layer.momentum is None for layer in layers]).bool()
         self._uncounted = each([layer.num_batches_tracked is None for layer in layers])
 
-    def fits(self, layers: Sequence[_BatchNorm]) -> bool:
+    def fits(self, layers: Sequence[Norm]) -> bool:
         """Whether these are the layers it was made for, where and as precise as they were then."""
         if list(layers) != self.layers:
             return False

@@ -17,6 +17,7 @@ from sparring.evaluation.randomness import OwnRandomness
 from sparring.training import optimizing
 from sparring.training.augmentation import AUGMENTATIONS
 from sparring.training.averaging import Average
+from sparring.training.batchnorm import BRANCHES
 from sparring.training.callbacks import Callback
 from sparring.training.checkpoint import core
 from sparring.training.feed import Feed
@@ -43,7 +44,8 @@ class FitResult:
 
     history: an `Epoch` each. best: the epoch of best robust accuracy on validation data (clean accuracy where nothing is
     attacked, or to decide a draw; then the later one), None without validation. best_weights: the model's state dict at
-    its end. strategy: as it was at the end.
+    its end; best_adversarial: the same under bn="split" with the BatchNorm statistics of the branch "adversarial", else None.
+    strategy: as it was at the end.
     finished: False where time ran out. notes: what was to be said on the way. folder: of the files, None without one.
     """
 
@@ -54,12 +56,18 @@ class FitResult:
     finished: bool
     notes: tuple[str, ...]
     folder: Path | None
+    best_adversarial: dict[str, Tensor] | None = None
 
-    def load_best(self, model: nn.Module) -> nn.Module:
-        """The model with the best epoch's weights in it. ValueError where nothing was validated."""
+    def load_best(self, model: nn.Module, branch: str = "clean") -> nn.Module:
+        """The model with the best epoch's weights in it. ValueError where nothing was validated.
+
+        branch: "adversarial": with the BatchNorm statistics that adversarial samples had, after a training with bn="split".
+        """
         if self.best_weights is None:
             raise ValueError("no epoch was validated, so none is known to be the best: give validation data")
-        core(model).load_state_dict(self.best_weights)
+        if branch not in BRANCHES or (branch == "adversarial" and self.best_adversarial is None):
+            raise ValueError(f"branch={branch!r}: expected 'clean', or 'adversarial' after a training with bn='split'")
+        core(model).load_state_dict((self.best_adversarial if branch == "adversarial" else None) or self.best_weights)
         return model
 
     def __repr__(self) -> str:
@@ -238,7 +246,7 @@ def fit(
         core(model).load_state_dict(run.weights())
     return FitResult(
         tuple(run.history), run.best, run.best_weights, run.strategy, finished,
-        tuple(note["text"] for note in run.notes), None if folder is None else folder.path,
+        tuple(note["text"] for note in run.notes), None if folder is None else folder.path, run.best_adversarial,
     )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ from sparring.training.settings import LATER, beside
 
 
 class Folder:
-    """`state.pt` (everything to go on from), `last.safetensors`, `best.safetensors`, `history.json`, `log.csv`.
+    """`state.pt` (everything to go on from), `last.safetensors`, `best.safetensors`, `history.json`, `log.csv`; under bn="split"
+    also `last_adversarial.safetensors` and `best_adversarial.safetensors`, with the BatchNorm statistics of that branch.
 
     Each file takes its place when it has been written whole. The state comes last: killed before it, the epoch is learned
     again, to the same weights, and the others are written again.
@@ -42,7 +43,7 @@ class Folder:
     def clear(self) -> None:
         """Take away what an earlier training has left."""
         names = (checkpoint.STATE, checkpoint.BEST, checkpoint.LAST, checkpoint.HISTORY, checkpoint.TABLE)
-        for name in names:
+        for name in (*names, *checkpoint.ADVERSARIAL.values()):
             (self.path / name).unlink(missing_ok=True)
             for partial in self.path.glob(f".{name}.*.tmp"):
                 partial.unlink(missing_ok=True)
@@ -85,6 +86,8 @@ class Folder:
         run.best = None if state["best"] is None else run.history[state["best"]]
         if run.best is not None:
             run.best_weights = load_file(self.path / checkpoint.BEST)
+            if run.splits:
+                run.best_adversarial = load_file(self.path / checkpoint.ADVERSARIAL[checkpoint.BEST])
         self._written = (run.epoch, run.best)
         checkpoint.restore_random(mine["random"])
         return True
@@ -110,8 +113,14 @@ class Folder:
         if run.best is not None and run.best != best:
             assert run.best_weights is not None
             checkpoint.write_weights(self.path / checkpoint.BEST, run.best_weights)
+            if run.best_adversarial is not None:
+                checkpoint.write_weights(self.path / checkpoint.ADVERSARIAL[checkpoint.BEST], run.best_adversarial)
         if run.epoch != epochs:
             checkpoint.write_weights(self.path / checkpoint.LAST, run.weights())
+            if run.splits:
+                checkpoint.write_weights(
+                    self.path / checkpoint.ADVERSARIAL[checkpoint.LAST], run.weights("adversarial")
+                )
             self._log(run)
         callbacks = [state() if (state := getattr(each, "state_dict", None)) else None for each in run.callbacks]
         checkpoint.write_state(

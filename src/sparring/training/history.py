@@ -21,7 +21,8 @@ class Epoch:
     epoch: from 1. batches: that were learned from until its end. accuracy, robust_accuracy: of the training samples, where
     the strategy looked at them as they are, and at their adversarial examples. lr: of the last step (of the head, where the
     body has one of its own). passes: samples, whole network and first layer. validation_*: of held-out samples, under the
-    short attack; None where this epoch was not validated.
+    short attack; None where this epoch was not validated. Under bn="split" these are the branch "clean"'s, the model's own
+    statistics, and validation_adversarial_branch_* those of the same weights with the statistics of the other branch.
     """
 
     epoch: int
@@ -38,12 +39,18 @@ class Epoch:
     validation_accuracy: float | None = None
     validation_robust_accuracy: float | None = None
     validation_seconds: float | None = None
+    validation_adversarial_branch_accuracy: float | None = None
+    validation_adversarial_branch_robust_accuracy: float | None = None
 
     @property
     def standing(self) -> str:
         """Accuracies on validation data, in words; empty where there are none."""
-        pairs = [("clean", self.validation_accuracy), ("robust", self.validation_robust_accuracy)]
-        return ", ".join(f"{name} {value:.1%}" for name, value in pairs if value is not None)
+        own = _told(("clean", self.validation_accuracy), ("robust", self.validation_robust_accuracy))
+        other = _told(
+            ("clean", self.validation_adversarial_branch_accuracy),
+            ("robust", self.validation_adversarial_branch_robust_accuracy),
+        )
+        return f'branch "clean": {own}; branch "adversarial": {other}' if other else own
 
     @property
     def score(self) -> tuple[float, float] | None:
@@ -55,6 +62,10 @@ class Epoch:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _told(*pairs: tuple[str, float | None]) -> str:
+    return ", ".join(f"{name} {value:.1%}" for name, value in pairs if value is not None)
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,9 @@ class Progress:
         if self.latest is not None:
             pairs += [("validation clean", self.latest.validation_accuracy)]
             pairs += [("validation robust", self.latest.validation_robust_accuracy)]
-        return ", ".join(parts + [f"{name} {value:.1%}" for name, value in pairs if value is not None])
+            pairs += [("with adversarial statistics", self.latest.validation_adversarial_branch_accuracy)]
+            pairs += [("robust", self.latest.validation_adversarial_branch_robust_accuracy)]
+        return ", ".join(filter(None, (*parts, _told(*pairs))))
 
 
 Show = Callable[[Progress], None]

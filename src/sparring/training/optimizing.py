@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparring.training.first import with_parameters
+from sparring.training.own_norms import may_be_norm
 
 RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 SCHEDULES = ("cosine", "cyclic", "triangle", "steps", "constant")
@@ -155,7 +156,7 @@ class Tuning:
         parameters = [p for p in self.model.parameters() if id(p) in held and p.requires_grad]
         inside = set(self.head.modules()) if self.head is not None else set()
         still = [m for m in self.model.modules() if m in self.still or (early and m not in inside)]
-        norms = [m for m in still if isinstance(m, _BatchNorm) and m.training]
+        norms = [m for m in still if (isinstance(m, _BatchNorm) or may_be_norm(m)) and m.training]
         try:
             for p in parameters:
                 p.requires_grad_(False)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import all_reduce, is_available, is_initialized
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparring.training.batchnorm import BRANCHES, layers
 from sparring.training.losses import Batch
 from sparring.training.modes import as_in_training
+from sparring.training.own_norms import Norm, listening, may_have_own_norms, own_norms
 from sparring.training.strategy import Strategy
 
 BATCH = 128
@@ -24,7 +24,7 @@ BATCH = 128
 class Sums:
     """Count, mean and sum of squared deviations of a layer's inputs by channel, in float64, over any number of batches."""
 
-    def __init__(self, layer: _BatchNorm) -> None:
+    def __init__(self, layer: Norm) -> None:
         assert layer.running_mean is not None
         device = layer.running_mean.device
         self.place = torch.device("cpu") if device.type == "mps" else device  # which has no float64
@@ -63,7 +63,7 @@ class Sums:
         self.count, self.mean, self.batches = total, mean, int(batches)
 
     @torch.no_grad()
-    def put(self, layer: _BatchNorm) -> None:
+    def put(self, layer: Norm) -> None:
         assert layer.running_mean is not None
         assert layer.running_var is not None
         layer.running_mean.copy_(self.mean)
@@ -79,8 +79,9 @@ def recalibrate(model: nn.Module, data: Any, strategy: Strategy | None = None, b
     momentum aside: every sample counts the same, also those of a short last batch. Wherever weights were not themselves
     trained under their running statistics (moving averages, a pretrained network on other data), those are off.
 
-    model: BatchNorm layers that are frozen (in eval mode while the model is in train mode) stay as they are; a model that is
-    in eval mode as a whole is taken as if in train mode, and is in eval mode again afterwards.
+    model: its BatchNorm layers, and modules that give buffers of their own to `functional.batch_norm`. Those that are frozen
+    (in eval mode while the model is in train mode) stay as they are; a model that is in eval mode as a whole is taken as if in
+    train mode, and is in eval mode again afterwards.
     data: batches (x, y), or one pair of tensors, of which batches of 128 are made; `Batch`es are taken as they are. Under
     torch.distributed each process gives its own share, and all end with the same statistics: those of all shares together.
     strategy: the mixture is what it learns from, clean samples and examples, crafted as in training; its own state is as
@@ -96,17 +97,23 @@ def recalibrate(model: nn.Module, data: Any, strategy: Strategy | None = None, b
     (tensor([2.]), tensor([7.]))
     """
     inner: nn.Module = getattr(model, "_orig_mod", model)  # hooks are not seen by what torch.compile has made
-    with as_in_training(inner):
-        chosen = layers(inner)
-        if not chosen:
+    with as_in_training(inner), torch.random.fork_rng([]):
+        place = next(chain(inner.parameters(), inner.buffers()), torch.empty(0)).device
+        given = _batches(data, place)
+        looks = may_have_own_norms(inner)  # and shows which are such
+        first = list(islice(given, looks))
+        chosen: list[Norm] = [*layers(inner)]
+        chosen += [norm for batch in first for norm in own_norms(inner, batch.x) if norm.training]
+        if not chosen and bool(first) == looks:
             return
         split = strategy is not None and strategy.bn == "split"
         if split and strategy is not None:
-            strategy.statistics.check(inner, torch.empty(2))  # now there are two branches, also in the state kept below
+            x = first[0].x if first else torch.empty(2)
+            strategy.statistics.check(inner, x)  # now there are two branches, also in the state kept below
         sums = {name: {layer: Sums(layer) for layer in chosen} for name in (BRANCHES if split else BRANCHES[:1])}
         with _listening(sums, strategy), _own_state(inner, strategy):
             seen = 0
-            for batch in islice(_batches(data, chosen[0]), batches):
+            for batch in islice(chain(first, given), batches):
                 _learn(inner, batch, strategy)
                 seen += 1
         if not seen and not _distributed():
@@ -135,12 +142,10 @@ def _distributed() -> bool:
     return is_available() and is_initialized()
 
 
-def _batches(data: Any, layer: _BatchNorm) -> Iterator[Batch]:
-    """Numbered batches, where the layer is."""
-    assert layer.running_mean is not None
+def _batches(data: Any, place: torch.device) -> Iterator[Batch]:
+    """Numbered batches, where the model is."""
     for batch in _numbered(data):
-        device = layer.running_mean.device
-        yield replace(batch, x=batch.x.to(device), y=batch.y.to(device))
+        yield replace(batch, x=batch.x.to(place), y=batch.y.to(place))
 
 
 def _numbered(data: Any) -> Iterator[Batch]:
@@ -165,21 +170,16 @@ def _numbered(data: Any) -> Iterator[Batch]:
         first += len(item[0])
 
 
-@contextmanager
-def _listening(sums: dict[str, dict[_BatchNorm, Sums]], strategy: Strategy | None) -> Iterator[None]:
+def _listening(sums: dict[str, dict[Norm, Sums]], strategy: Strategy | None) -> AbstractContextManager[None]:
     """Sums up what goes into the layers whenever they would move their running statistics: in what is learned from."""
     own = {layer: layer.running_mean for layer in sums[BRANCHES[0]]}
 
-    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, _BatchNorm)
+    def heard(layer: Norm, x: Tensor, moving: bool) -> None:
         aside = strategy is not None and strategy.is_aside
-        if layer.training and layer.track_running_stats and not aside:
-            sums[BRANCHES[layer.running_mean is not own[layer]]][layer].add(inputs[0])
+        if moving and not aside:
+            sums[BRANCHES[layer.running_mean is not own[layer]]][layer].add(x)
 
-    with ExitStack() as stack:
-        for layer in own:
-            stack.callback(layer.register_forward_pre_hook(hook).remove)
-        yield
+    return listening(list(own), heard)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -67,6 +67,7 @@ class Run:
         self.notes: list[dict[str, Any]] = []
         self.best: Epoch | None = None
         self.best_weights: dict[str, Tensor] | None = None
+        self.best_adversarial: dict[str, Tensor] | None = None
         self.ledger = Ledger()
         self.seconds = 0.0  # of this epoch
         self.good: dict[str, Any] | None = None
@@ -139,10 +140,18 @@ class Run:
         with averages[-1].applied(self.model) if averages else nullcontext():
             yield
 
-    def weights(self) -> dict[str, Tensor]:
-        """What the model will be used with, on the CPU."""
-        with self.deployed():
+    @property
+    def splits(self) -> bool:
+        """Whether there are two sets of BatchNorm statistics."""
+        return self.strategy.statistics.policy == "split"
+
+    def weights(self, branch: str = "clean") -> dict[str, Tensor]:
+        """What the model will be used with, on the CPU; with the BatchNorm statistics of this branch, where it `splits`."""
+        with self.deployed(), self._branch(branch):
             return weights(self.model)
+
+    def _branch(self, name: str) -> AbstractContextManager[None]:
+        return self.strategy.statistics.branch(self.model, name) if self.splits else nullcontext()
 
     def _learn(self) -> bool:
         """The rest of this epoch; False where it was stopped on the way."""
@@ -274,6 +283,7 @@ class Run:
         self.history.append(row)
         if row.score is not None and (self.best is None or row.score >= (self.best.score or ())):
             self.best, self.best_weights = row, self.weights()
+            self.best_adversarial = self.weights("adversarial") if self.splits else None
         self._rolled = self._midway = False
         for callback in self.callbacks:
             callback.after_epoch(self)
@@ -304,11 +314,16 @@ class Run:
         try:
             with self.deployed():
                 clean, robust = self.validation(self.model, self.crew, stopped)
+                with self._branch("adversarial"):
+                    other = self.validation(self.model, self.crew, stopped) if self.splits else (None, None)
         except KeyboardInterrupt:
             self.keep(self)  # the epoch is learned; the next start begins with its validation
             raise
         seconds = time.monotonic() - start
-        return replace(row, validation_accuracy=clean, validation_robust_accuracy=robust, validation_seconds=seconds)
+        return replace(
+            row, validation_accuracy=clean, validation_robust_accuracy=robust, validation_seconds=seconds,
+            validation_adversarial_branch_accuracy=other[0], validation_adversarial_branch_robust_accuracy=other[1],
+        )  # fmt: skip
 
     def progress(self, note: str | None = None) -> Progress:
         seconds = time.monotonic() - self.limits.began

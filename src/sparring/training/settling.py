@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sparring.training.averaging import SWA, Average
+from sparring.training.averaging import Average
 from sparring.training.recalibration import recalibrate
 
 if TYPE_CHECKING:
@@ -20,13 +20,11 @@ BEHIND = (
 def settle(run: Run) -> None:
     """Takes running statistics anew from the training mixture where they belong to no network that was trained.
 
-    Those of means of weights never do (SWA). Those that a slow momentum leaves behind, or that came with a pretrained
-    network on other data, are corrected in the network itself and in an average of it, and with a note: in eval mode it would
-    be another one.
+    Those of means of weights never do (EMA, SWA). Those that a slow momentum leaves behind, or that came with a pretrained
+    network on other data, are corrected in the network itself, too, and with a note: in eval mode it would be another one.
     """
     behind = any(run.crew.gather(run.strategy.statistics.apart))
-    averages = [part for part in run.strategy.parts if isinstance(part, Average) and part.count]
-    averaged = averages and (behind or isinstance(averages[-1], SWA))
+    averaged = any(isinstance(part, Average) and part.count for part in run.strategy.parts)
     if behind:
         _recalibrate(run)
         if all(note["text"] != BEHIND for note in run.notes):

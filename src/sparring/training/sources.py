@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparring.attacks.base import Attack
 from sparring.borrow import borrow
-from sparring.training.batchnorm import layers
 from sparring.training.crafting import craft
 from sparring.training.losses import Batch, Loss
 from sparring.training.supervised import AdversarialTraining, Mixed, check_attack
@@ -58,7 +58,8 @@ class AdvProp(Mixed):
     α · L(x) + (1 − α) · L(x_adv), the two halves in forwards of their own: the model's statistics are those of clean
     samples, the branch "adversarial" has another set. Scale and shift are shared (the paper doubles them, too).
     `with strategy.statistics.branch(model, "adversarial"):` shows the model with that branch's statistics. The accuracies
-    of training are each of its own branch. Needs BatchNorm layers in train mode. Passes a batch, with K attack steps: K + 2.
+    of training are each of its own branch. Needs BatchNorm layers in train mode, or frozen with their weights, as while only
+    a head learns. Passes a batch, with K attack steps: K + 2.
     """
 
     bn: str = field(default="split", kw_only=True)
@@ -74,6 +75,7 @@ class AdvProp(Mixed):
             )
 
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
-        if not layers(model):
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        if not self.statistics.live and any(p.requires_grad for norm in norms for p in norm.parameters()):
             raise ValueError(f"{self.name}: the model has no BatchNorm layer in train mode to split; use sp.Mixed")
         yield from super().losses(model, batch)

@@ -83,7 +83,10 @@ class AdversarialTraining(Strategy):
     def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
         count = len(batch.x) if self.fraction == 1 else round(self.fraction * len(batch.x))
         some = first(batch, count)
-        made = self.examples(model, some) if count and self.alpha < 1 else None
+        # one sample alone has no batch statistics: its neighbour climbs beside it
+        crafted = first(batch, 2) if count == 1 and self.statistics.mixes else some
+        made = self.examples(model, crafted) if count and self.alpha < 1 else None
+        made = made if made is None else made[:count]
         if made is None:
             shown = [Shown("clean", batch.x, batch.y, 1.0)]
         else:
@@ -97,6 +100,11 @@ class AdversarialTraining(Strategy):
         sizes = [len(each.y) for each in shown]
         y = torch.cat([each.y for each in shown])
         if self.bn == "split":
+            if 1 in sizes and self.statistics.live:
+                raise ValueError(
+                    f"{self.name}(bn='split', fraction={self.fraction}): a branch has one sample of a batch of "
+                    f"{sum(sizes)}, so no batch statistics: take larger batches, drop a small last one (drop_last=True)"
+                )
             logits = torch.cat([self.forward(model, each.x, each.y, each.name) for each in shown])
         else:
             x = shown[0].x if len(shown) == 1 else torch.cat([each.x for each in shown])

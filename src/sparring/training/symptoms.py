@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparring.attacks import FGSM, PGD
 from sparring.attacks.base import Attack
@@ -24,6 +23,7 @@ from sparring.training.crafting import craft
 from sparring.training.fast import slope
 from sparring.training.losses import Batch
 from sparring.training.modes import as_in_training
+from sparring.training.own_norms import Norm, OwnNorm, listening, own_norms
 from sparring.training.recalibration import Sums
 
 MODES = ("running", "batch")
@@ -131,10 +131,11 @@ def not_finite(model: nn.Module) -> list[str]:
 
 
 @contextmanager
-def looking(model: nn.Module) -> Iterator[tuple[Borrowed, list[_BatchNorm]]]:
-    """The model borrowed, and its BatchNorm layers that are not frozen."""
+def looking(model: nn.Module, x: Tensor) -> Iterator[tuple[Borrowed, list[Norm]]]:
+    """The model borrowed, and its BatchNorm layers that are not frozen. x: inputs of it."""
     with as_in_training(model):
-        live = layers(model)
+        live: list[Norm] = [*layers(model)]
+        live += [norm for norm in own_norms(model, x) if norm.training]
     with borrow(model) as borrowed:
         yield borrowed, live
 
@@ -152,7 +153,7 @@ class Examination:
         self.seed, self.classes = seed, 0
 
     def answers(self, mode: str) -> Answers:
-        with looking(self.model) as (borrowed, live), _statistics(mode, live):
+        with looking(self.model, self.batches[0].x) as (borrowed, live), _statistics(mode, live):
             logits = torch.cat([borrowed.look(batch.x, {}) for batch in self.batches]).double()
         y = torch.cat([batch.y for batch in self.batches])
         self.classes = logits.shape[1]
@@ -170,29 +171,25 @@ class Examination:
 
     def drift(self) -> list[LayerDrift]:
         """Of every layer that is not frozen and runs, while each batch is normalised with its own statistics."""
-        order: list[_BatchNorm] = []
+        sums: dict[Norm, Sums] = {}  # in the order in which they run
         names = {module: name for name, module in self.model.named_modules()}
-        with looking(self.model) as (borrowed, live), batch_statistics(live), torch.no_grad():
-            sums = {layer: Sums(layer) for layer in live}
 
-            def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                assert isinstance(layer, _BatchNorm)
-                if layer not in order:
-                    order.append(layer)
-                sums[layer].add(inputs[0])
+        def heard(layer: Norm, x: Tensor, moving: bool) -> None:
+            if layer not in sums:
+                sums[layer] = Sums(layer)
+            sums[layer].add(x)
 
-            handles = [layer.register_forward_pre_hook(hook) for layer in live]
-            try:
-                for batch in self.batches:
-                    borrowed.look(batch.x, {})
-            finally:
-                for handle in handles:
-                    handle.remove()
-        return [_drift(names[layer], layer, sums[layer]) for layer in order]
+        with looking(self.model, self.batches[0].x) as (borrowed, live), batch_statistics(live), listening(live, heard):
+            for batch in self.batches:
+                borrowed.look(batch.x, {})
+        return [
+            _drift(layer.name if isinstance(layer, OwnNorm) else names[layer], layer, found)
+            for layer, found in sums.items()
+        ]
 
     def attacked(self, threat: Threat, mode: str, steps: int = STEPS) -> Attacked:
         fewer = PGD(threat, steps, 2.5 * float(threat.eps) / steps)
-        with looking(self.model) as (borrowed, live), _statistics(mode, live):
+        with looking(self.model, self.batches[0].x) as (borrowed, live), _statistics(mode, live):
             right = {
                 name: torch.cat([self._right(borrowed, attack, batch) for batch in self.batches])
                 for name, attack in (("one", FGSM(threat)), ("many", fewer))
@@ -208,7 +205,7 @@ class Examination:
     def gains(self, threat: Threat) -> dict[str, dict[str, float]]:
         """By how much one step raises the loss, where it is crafted and where it is seen with which statistics."""
         found: dict[str, dict[str, list[Tensor]]] = {craft: {seen: [] for seen in MODES} for craft in MODES}
-        with looking(self.model) as (borrowed, live):
+        with looking(self.model, self.batches[0].x) as (borrowed, live):
             for batch in self.batches:
                 for made in MODES:
                     with _statistics(made, live):
@@ -229,11 +226,11 @@ class Examination:
         return (borrowed.look(self._craft(borrowed, attack, batch), {}).argmax(1) == batch.y).cpu()
 
 
-def _statistics(mode: str, live: list[_BatchNorm]) -> AbstractContextManager[None]:
+def _statistics(mode: str, live: list[Norm]) -> AbstractContextManager[None]:
     return batch_statistics(live) if mode == "batch" else nullcontext()
 
 
-def _drift(name: str, layer: _BatchNorm, sums: Sums) -> LayerDrift:
+def _drift(name: str, layer: Norm, sums: Sums) -> LayerDrift:
     assert layer.running_mean is not None
     assert layer.running_var is not None
     mean, var = sums.mean, sums.squares / sums.count.clamp(min=1) + layer.eps
