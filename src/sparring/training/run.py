@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparring.objective import BrokenModel
 from sparring.training.averaging import Average
 from sparring.training.callbacks import Callback
-from sparring.training.checkpoint import copied, weights
+from sparring.training.checkpoint import weights
 from sparring.training.feed import Chunk, Feed, groups
 from sparring.training.history import Epoch, Progress
 from sparring.training.ledger import Ledger, NotFinite, Tally
@@ -23,6 +24,7 @@ from sparring.training.limits import Limits
 from sparring.training.losses import Batch, Loss
 from sparring.training.optimizing import Rates, Tuning
 from sparring.training.settling import settle
+from sparring.training.snapshot import CURE, put_back, snapshot, spoilt, told
 from sparring.training.strategy import Strategy
 from sparring.training.team import Crew
 from sparring.training.unlabelled import beside
@@ -93,7 +95,8 @@ class Run:
     def go(self) -> bool:
         """To the end, True; or until something asks to stop."""
         self._midway = self.good is None and self.position > 0
-        self.good = self._snapshot() if self.good is None else self.good
+        self.good = snapshot(self) if self.good is None else self.good
+        self._came_with = spoilt(self)
         self._first = self.step
         while self.epoch < self.epochs:
             self._since = time.monotonic()
@@ -116,21 +119,8 @@ class Run:
     def roll_back(self) -> None:
         """Weights, optimisers and averages become those after the last epoch that no callback took back."""
         assert self.good is not None
-        good = copy.deepcopy(self.good)
-        self.model.load_state_dict(good["model"])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(good["optimizers"][name])
-        for part, state in zip(self.strategy.parts, good["parts"]):
-            part.load_state_dict(state)
-        for name, module in self.strategy.modules().items():
-            module.load_state_dict(good["modules"][name])
+        put_back(self, self.good)
         self._rolled = True
-
-    def _snapshot(self) -> dict[str, Any]:
-        own = {"model": self.model.state_dict(), "parts": [part.state_dict() for part in self.strategy.parts]}
-        optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
-        others = {name: module.state_dict() for name, module in self.strategy.modules().items()}
-        return dict(copied({**own, "modules": others, "optimizers": optimizers}))
 
     @contextmanager
     def deployed(self) -> Iterator[None]:
@@ -162,13 +152,16 @@ class Run:
                 self.show(self.progress())
                 self._shown = time.monotonic()
             stop, save = self._asked(look)
-            if stop or (save and self.position < len(order)):
+            save = save and self.position < len(order)
+            if stop or save:
                 self._read()
+                self._check_weights()
             if stop:
                 return False
-            if save and self.position < len(order):
+            if save:
                 self.keep(self)
         self._read()
+        self._check_weights()
         return True
 
     def _batch(self, chunk: Chunk, weight: float, samples: int, last: bool) -> None:
@@ -206,7 +199,7 @@ class Run:
         if not self._on_cpu or self.crew.size > 1:
             self._bad += ~torch.isfinite(value.detach())
         elif not math.isfinite(value.item()):
-            raise NotFinite(value.item(), self.epoch, self.position)
+            raise NotFinite(f"the loss is {value.item()}", self.epoch, self.position)
         if not value.requires_grad:
             return  # all that it would teach is frozen
         scaled = value if weight == 1 else value * weight
@@ -219,7 +212,7 @@ class Run:
             flags = torch.cat([self._bad[None], asked])
             self._flags = self.crew.average(self.model, parameters, samples, flags)
             if self._on_cpu and self._flags[0] > 0:
-                raise NotFinite(math.nan, self.epoch, self.position)
+                raise NotFinite("the loss is nan", self.epoch, self.position)
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
         if self.max_grad_norm is not None:
@@ -245,9 +238,14 @@ class Run:
     def _read(self) -> None:
         self.ledger.read()
         if max(float(self._bad), float(self._flags[0])) > 0:  # another process's, or a loss that no accuracy belongs to
-            raise NotFinite(math.nan, self.epoch, self.position - 1)
+            raise NotFinite("the loss is nan", self.epoch, self.position - 1)
         self.seconds += time.monotonic() - self._since
         self._since = time.monotonic()
+
+    def _check_weights(self) -> None:
+        """Before anything is kept: a loss is finite, and its gradient or the step is not, more often than one thinks."""
+        if names := [name for name in spoilt(self) if name not in self._came_with]:
+            raise NotFinite(told(names), self.epoch, self.position - 1, CURE)
 
     def release(self) -> None:
         """Leave no gradient, no precision and no processes behind."""
@@ -259,8 +257,7 @@ class Run:
         self.roll_back()
         where = f"after epoch {len(self.history)}" if self.history else "before training"
         raise FloatingPointError(
-            f"the loss is {found.value} in epoch {found.epoch + 1}, batch {found.batch + 1}: lower lr, or clip with "
-            f"max_grad_norm; the weights are as they were {'where this start began' if self._midway else where}"
+            f"{found}; the weights are as they were {'where this start began' if self._midway else where}"
         ) from None
 
     def _close(self) -> None:
@@ -280,7 +277,7 @@ class Run:
         self.show(self.progress())
         self.epoch, self.position, self.seconds, self.ledger = self.epoch + 1, 0, 0.0, Ledger()
         if not self._rolled:
-            self.good = self._snapshot()
+            self.good = snapshot(self)
         self.counted = copy.copy(self.strategy.passes)
         self.keep(self)
 
@@ -307,6 +304,8 @@ class Run:
         except KeyboardInterrupt:
             self.keep(self)  # the epoch is learned; the next start begins with its validation
             raise
+        except BrokenModel as found:
+            raise NotFinite(f"{found},", self.epoch, self.position - 1) from None
         seconds = time.monotonic() - start
         return replace(row, validation_accuracy=clean, validation_robust_accuracy=robust, validation_seconds=seconds)
 
