@@ -19,9 +19,11 @@ from sparring.lightning.limits import refuse, refuse_by_hand
 from sparring.lightning.measuring import joined, measured, precision, short_attack
 from sparring.training import fit, optimizing
 from sparring.training.averaging import Average
+from sparring.training.ledger import NotFinite
 from sparring.training.losses import Batch, Loss
 from sparring.training.optimizing import Optimizer, Rates, Schedule, Tuning
 from sparring.training.settings import check, check_warmup
+from sparring.training.snapshot import Soundness
 from sparring.training.strategy import Strategy
 from sparring.training.team import bare
 from sparring.training.validation import threat_of
@@ -56,7 +58,8 @@ class Adversarial(Host):
     are keyed by the sample's place among all.
     Logged: train_loss, train_clean_accuracy, train_robust_accuracy (those that the strategy sees); val_… and test_….
 
-    Raises TypeError or ValueError, in one line, for what can't be trained, and FloatingPointError where a loss is not finite.
+    Raises TypeError or ValueError, in one line, for what can't be trained, and FloatingPointError where a loss
+    or the weights are not finite.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Adversarial(Host):
         self._unit = 0  # samples that count as one loss
         self._seen = 0  # samples of this validation so far
         self._bad = torch.zeros((), dtype=torch.float64)
+        self._sound = Soundness([self], states.gathered)
         told = {"strategy_name": strategy.name, "strategy_settings": strategy.settings()}
         plain = {
             name: value for name, value in settings.items() if value is None or isinstance(value, (str, float, int))
@@ -188,7 +192,7 @@ class Adversarial(Host):
             self._rates.stepped()
             self._held = self._samples = 0
         if ends or batch_idx % EVERY == 0:
-            self._check_finite()
+            self._check_finite(weights=ends)
         for name, (total, number) in sums.items():
             self._log(f"train_{name}", total / number, number)
         return sums["loss"][0] / sums["loss"][1] if "loss" in sums else None
@@ -242,12 +246,15 @@ class Adversarial(Host):
             fractions.append(trainer.global_step / trainer.max_steps)
         return min(max(fractions), 1.0)
 
-    def _check_finite(self) -> None:
-        if float(self._bad) > 0:
-            raise FloatingPointError(
-                f"a loss is not finite in epoch {self.trainer.current_epoch + 1}, at the latest in batch "
-                f"{self.trainer.fit_loop.batch_idx + 1}: lower lr, or clip with max_grad_norm; checkpoints hold no such weights"
-            )
+    def _check_finite(self, weights: bool = False) -> None:
+        epoch, batch = self.trainer.current_epoch, self.trainer.fit_loop.batch_idx
+        try:
+            if float(self._bad) > 0:
+                raise NotFinite("a loss is not finite, at the latest", epoch, batch)
+            if weights:
+                self._sound.check(epoch, batch)
+        except NotFinite as found:
+            raise FloatingPointError(f"{found}; checkpoints hold no such weights") from None
 
     def _log(self, name: str, value: Tensor, count: int) -> None:
         self.log(name, value, on_step=False, on_epoch=True, prog_bar=True, batch_size=count, sync_dist=True)
@@ -281,7 +288,7 @@ class Adversarial(Host):
             return self(x)  # type: ignore[no-any-return]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._check_finite()
+        self._check_finite(weights=True)
         checkpoint[STATE] = {**states.everybodys(self.strategy), "rates": self._rates.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from sparring.training.limits import Limits
 from sparring.training.losses import Batch, Loss
 from sparring.training.optimizing import Rates, Tuning
 from sparring.training.settling import settle
-from sparring.training.snapshot import CURE, put_back, snapshot, spoilt, told
+from sparring.training.snapshot import Soundness, put_back, snapshot
 from sparring.training.strategy import Strategy
 from sparring.training.team import Crew
 from sparring.training.unlabelled import beside
@@ -96,7 +96,7 @@ class Run:
         """To the end, True; or until something asks to stop."""
         self._midway = self.good is None and self.position > 0
         self.good = snapshot(self) if self.good is None else self.good
-        self._came_with = spoilt(self)
+        self._sound = Soundness([self.model, *self.strategy.modules().values()], self.crew.gather)
         self._first = self.step
         while self.epoch < self.epochs:
             self._since = time.monotonic()
@@ -155,13 +155,13 @@ class Run:
             save = save and self.position < len(order)
             if stop or save:
                 self._read()
-                self._check_weights()
+                self._sound.check(self.epoch, self.position - 1)
             if stop:
                 return False
             if save:
                 self.keep(self)
         self._read()
-        self._check_weights()
+        self._sound.check(self.epoch, self.position - 1)
         return True
 
     def _batch(self, chunk: Chunk, weight: float, samples: int, last: bool) -> None:
@@ -241,11 +241,6 @@ class Run:
             raise NotFinite("the loss is nan", self.epoch, self.position - 1)
         self.seconds += time.monotonic() - self._since
         self._since = time.monotonic()
-
-    def _check_weights(self) -> None:
-        """Before anything is kept: a loss is finite, and its gradient or the step is not, more often than one thinks."""
-        if names := [name for name in spoilt(self) if name not in self._came_with]:
-            raise NotFinite(told(names), self.epoch, self.position - 1, CURE)
 
     def release(self) -> None:
         """Leave no gradient, no precision and no processes behind."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from sparring.training.checkpoint import copied
+from sparring.training.ledger import NotFinite
 from sparring.training.symptoms import not_finite
 
 if TYPE_CHECKING:
@@ -35,14 +38,22 @@ def put_back(run: Run, good: Mapping[str, Any]) -> None:
         module.load_state_dict(good["modules"][name])
 
 
-def spoilt(run: Run) -> list[str]:
-    """Names of the parameters and buffers of all that learns that hold NaN or inf in any process."""
-    names = not_finite(run.model)
-    for owner, module in run.strategy.modules().items():
-        names += [f"{owner}.{name}" for name in not_finite(module)]
-    return list(dict.fromkeys(name for each in run.crew.gather(names) for name in each))
+class Soundness:
+    """Looks whether weights are still finite: a loss can be while its gradient, or the step, is not.
 
+    modules: all that learns. gather: every process's value, so that all decide alike. What was not finite before may stay.
+    """
 
-def told(names: Sequence[str]) -> str:
-    """What is to be said of weights that are not finite; where it was follows."""
-    return f"NaN or inf in {', '.join(names[:3])}{', …' if len(names) > 3 else ''} behind finite losses, at the latest"
+    def __init__(self, modules: Sequence[nn.Module], gather: Callable[[list[str]], list[list[str]]]) -> None:
+        self.modules, self.gather = modules, gather
+        self.before = set(self._broken())
+
+    def check(self, epoch: int, batch: int) -> None:
+        """NotFinite where parameters or buffers hold NaN or inf behind this batch of this epoch (both from 0)."""
+        everybodys = self.gather([name for name in self._broken() if name not in self.before])
+        if names := list(dict.fromkeys(name for mine in everybodys for name in mine)):
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            raise NotFinite(f"NaN or inf in {shown} behind finite losses, at the latest", epoch, batch, CURE)
+
+    def _broken(self) -> list[str]:
+        return [name for module in self.modules for name in not_finite(module)]
