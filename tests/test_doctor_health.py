@@ -12,6 +12,7 @@ import sparring as sp
 from sparring.training import health
 from sparring.training.findings import Finding
 from sparring.training.health import safer
+from sparring.training.validation import Validation
 
 THREAT = sp.Linf(0.1)
 OVERFITTED = Finding("catastrophic-overfitting", "it withstands one step", "90% after one step, 0% after ten", "N-FGSM")
@@ -49,6 +50,38 @@ def test_catastrophic_overfitting_is_taken_back_and_training_goes_on_with_a_safe
     assert any("training goes on with NFGSM(k=2.0)" in note for note in result.notes)
     assert (result.strategy.alpha, result.strategy.bn, result.strategy.seed) == (0.25, "batch", 3)
     assert result.strategy.batches == 3 * 3
+
+
+def test_an_epoch_in_which_robust_accuracy_fell_to_less_than_half_is_none_to_go_back_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It begins in epoch 2, and is recognised after epoch 3: the weights are those after epoch 1."""
+    weights: list[Tensor] = []
+
+    class Watch:
+        def after_epoch(self, run: Any) -> None:
+            weights.append(run.model[0].weight.detach().clone())
+
+    robust = iter([0.5, 0.2, 0.1])
+    monkeypatch.setattr(Validation, "__call__", lambda *_: (0.9, next(robust)))
+    monkeypatch.setattr(health, "judge", lambda *_: [OVERFITTED] if len(weights) == 2 else [])
+    train(sp.FGSMTraining(THREAT), sp.HealthCheck(16), Watch())
+    assert not torch.equal(weights[1], weights[0])
+    assert torch.equal(weights[2], weights[0])
+
+
+@pytest.mark.parametrize(
+    ("bn", "stale", "said"), [("eval", True, True), ("eval", False, False), ("batch", True, False)]
+)
+def test_gradients_of_stale_statistics_are_found_while_training(bn: str, stale: bool, said: bool) -> None:
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm2d(width, momentum=0.001 if stale else 0.5) for width in (3, 4)]
+    model = nn.Sequential(norms[0], nn.Conv2d(3, 4, 3), norms[1], nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+    for norm in norms if stale else ():
+        norm.running_var.mul_(1e4)  # type: ignore[union-attr]
+    data = torch.rand(200, 3, 8, 8), torch.arange(200) % 4
+    result = sp.fit(model, data, sp.PGDTraining(sp.Linf(0.05), 2, bn=bn), epochs=2, batch_size=20, validation=data)
+    assert any("mode-gradients" in note for note in result.notes) == said
 
 
 def test_told_only_to_say_so_it_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparring.training.diagnosis import examine
+from sparring.training.diagnosis import crafting_mode, examine
 from sparring.training.findings import Finding, judge
 from sparring.training.safer import change, named, safer
 from sparring.training.validation import threat_of
@@ -22,7 +22,8 @@ class HealthCheck:
     samples: of the validation data, or of the training data where there are none. act: where catastrophic overfitting is
     found, the last good weights come back, and training goes on with a safer strategy (`safer`), if there is one; False:
     it only says so. every: epochs between two looks.
-    A look costs about 25 passes a sample: with the default 128 samples a percent or so of an epoch of 50,000 at PGD-10.
+    A look costs 18 forwards and 13 backwards a sample, and 10 and 2 more while examples are crafted with running statistics:
+    with the default 128 samples less than a percent of an epoch of 50,000 at PGD-10.
 
     A finding is said once, and again when it has been gone for an epoch.
     """
@@ -44,8 +45,9 @@ class HealthCheck:
             return
         x, y = self._samples(run)
         with run.deployed():
-            seen = examine(run.model, x, y, threat_of(run.strategy), seed=self.seed, gains=False)
-        findings = run.crew.tell(list(judge(seen, run.strategy.statistics.mode, run.history)))
+            mode = crafting_mode(run.strategy)
+            seen = examine(run.model, x, y, threat_of(run.strategy), seed=self.seed, gains=mode == "running")
+        findings = run.crew.tell(list(judge(seen, mode, run.history)))
         for finding in findings:
             self.found.append((run.epoch + 1, finding))
             if finding.code not in self.said:

@@ -24,7 +24,7 @@ from sparring.training.limits import Limits
 from sparring.training.losses import Batch, Loss
 from sparring.training.optimizing import Rates, Tuning
 from sparring.training.settling import settle
-from sparring.training.snapshot import Soundness, put_back, snapshot
+from sparring.training.snapshot import Soundness, collapsed, put_back, snapshot
 from sparring.training.strategy import Strategy
 from sparring.training.team import Crew
 from sparring.training.unlabelled import beside
@@ -117,7 +117,8 @@ class Run:
         self.show(self.progress(text))
 
     def roll_back(self) -> None:
-        """Weights, optimisers and averages become those after the last epoch that no callback took back."""
+        """Weights, optimisers and averages become those after the last epoch that no callback took back, and after which no
+        more than half of the best robust accuracy was lost."""
         assert self.good is not None
         put_back(self, self.good)
         self._rolled = True
@@ -250,7 +251,9 @@ class Run:
 
     def _fail(self, found: NotFinite) -> None:
         self.roll_back()
-        where = f"after epoch {len(self.history)}" if self.history else "before training"
+        assert self.good is not None
+        epoch = self.good.get("epoch", len(self.history))  # earlier versions did not keep it
+        where = f"after epoch {epoch}" if epoch else "before training"
         raise FloatingPointError(
             f"{found}; the weights are as they were {'where this start began' if self._midway else where}"
         ) from None
@@ -266,13 +269,13 @@ class Run:
         self.history.append(row)
         if row.score is not None and (self.best is None or row.score >= (self.best.score or ())):
             self.best, self.best_weights = row, self.weights()
-        self._rolled = self._midway = False
+        self._rolled = False
         for callback in self.callbacks:
             callback.after_epoch(self)
         self.show(self.progress())
         self.epoch, self.position, self.seconds, self.ledger = self.epoch + 1, 0, 0.0, Ledger()
-        if not self._rolled:
-            self.good = snapshot(self)
+        if not self._rolled and not collapsed(row, self.best):
+            self.good, self._midway = snapshot(self), False
         self.counted = copy.copy(self.strategy.passes)
         self.keep(self)
 

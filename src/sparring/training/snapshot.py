@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sparring.training.checkpoint import copied
+from sparring.training.history import Epoch
 from sparring.training.ledger import NotFinite
 from sparring.training.symptoms import not_finite
 
@@ -19,11 +20,11 @@ CURE = "lower lr, clip with max_grad_norm, or add an eps to roots and norms that
 
 
 def snapshot(run: Run) -> dict[str, Any]:
-    """Weights, optimisers, averages and the strategy's own networks, on the CPU."""
+    """Weights, optimisers, averages and the strategy's own networks, on the CPU, and after which epoch (from 1) they were so."""
     own = {"model": run.model.state_dict(), "parts": [part.state_dict() for part in run.strategy.parts]}
     optimizers = {name: optimizer.state_dict() for name, optimizer in run.optimizers.items()}
     others = {name: module.state_dict() for name, module in run.strategy.modules().items()}
-    return dict(copied({**own, "modules": others, "optimizers": optimizers}))
+    return dict(copied({**own, "modules": others, "optimizers": optimizers, "epoch": len(run.history)}))
 
 
 def put_back(run: Run, good: Mapping[str, Any]) -> None:
@@ -36,6 +37,12 @@ def put_back(run: Run, good: Mapping[str, Any]) -> None:
         part.load_state_dict(state)
     for name, module in run.strategy.modules().items():
         module.load_state_dict(good["modules"][name])
+
+
+def collapsed(now: Epoch, best: Epoch | None) -> bool:
+    """Whether half of the best robust accuracy is gone: nothing to go back to, if the next look finds out why."""
+    robust = now.validation_robust_accuracy, None if best is None else best.validation_robust_accuracy
+    return robust[0] is not None and robust[1] is not None and robust[0] < robust[1] / 2
 
 
 class Soundness:
