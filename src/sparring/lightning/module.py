@@ -20,7 +20,7 @@ from sparring.lightning.measuring import joined, measured, precision, short_atta
 from sparring.training import fit, optimizing
 from sparring.training.averaging import Average
 from sparring.training.ledger import NotFinite
-from sparring.training.losses import Batch, Loss
+from sparring.training.losses import Batch, Loss, set_aside
 from sparring.training.optimizing import Optimizer, Rates, Schedule, Tuning
 from sparring.training.settings import check, check_warmup
 from sparring.training.snapshot import Soundness
@@ -174,17 +174,17 @@ class Adversarial(Host):
         last = ends or self._held == self.settings["accumulate"]
         self._rates.set(self._done(batch_idx + 1 - self._held / 2))
         sums: dict[str, tuple[Tensor, int]] = {}
-        updates = 0
+        updates: set[str] = set()
         with joined(self.strategy, trainer, x):
             for loss in self.strategy(self.model, Batch(x, y, indices, extras=extras)):
                 self._backward(loss, count / self._unit)
                 _add(sums, loss, count)
-                updates += loss.update
-                if self.settings["accumulate"] > 1 and updates > 1:
+                if self.settings["accumulate"] > 1 and loss.update and loss.owner in updates:
                     raise ValueError(
                         f"accumulate={self.settings['accumulate']}: {self.strategy.name} steps more than once a batch; use "
                         "accumulate=1"
                     )
+                updates |= {loss.owner} if loss.update else set()
                 if loss.update and last:
                     self._update(loss.owner)
                 loss.update = loss.update and last
@@ -206,7 +206,9 @@ class Adversarial(Host):
             return  # all that it would teach is frozen
         # a reducer waits for every parameter in every backward: here they add up, and are averaged once before the step
         wrapped = self.trainer.strategy.model
-        with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext():
+        others = [opt for owner, opt in self._by_owner().items() if owner != loss.owner]
+        silent = wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
+        with silent, set_aside(p for opt in others for group in opt.param_groups for p in group["params"]):
             self.manual_backward(value if weight == 1 else value * weight)
 
     def _update(self, owner: str) -> None:
@@ -224,8 +226,7 @@ class Adversarial(Host):
             if self.device.type == "cpu":
                 self._check_finite()
         optimizer.step()
-        for each in optimizers.values():
-            each.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips, behind what a gradient scaler undoes."""

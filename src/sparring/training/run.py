@@ -21,7 +21,7 @@ from sparring.training.feed import Chunk, Feed, groups
 from sparring.training.history import Epoch, Progress
 from sparring.training.ledger import Ledger, NotFinite, Tally
 from sparring.training.limits import Limits
-from sparring.training.losses import Batch, Loss
+from sparring.training.losses import Batch, Loss, set_aside
 from sparring.training.optimizing import Rates, Tuning
 from sparring.training.settling import settle
 from sparring.training.snapshot import Soundness, collapsed, put_back, snapshot
@@ -167,17 +167,17 @@ class Run:
 
     def _batch(self, chunk: Chunk, weight: float, samples: int, last: bool) -> None:
         batch = self.prepared(chunk)
-        updates = 0
+        updates: set[str] = set()
         for loss in self.strategy(self.model, batch):
             self._backward(loss, weight)
             self.ledger.add(loss, len(batch.y), self.epoch, self.position)
             if not loss.update:
                 continue
-            updates += 1
-            if self.accumulate > 1 and updates > 1:
+            if self.accumulate > 1 and loss.owner in updates:
                 raise ValueError(
                     f"accumulate={self.accumulate}: {self.strategy.name} steps more than once a batch; use accumulate=1"
                 )
+            updates.add(loss.owner)
             if last:
                 self._update(loss.owner, samples)
             else:
@@ -204,7 +204,8 @@ class Run:
         if not value.requires_grad:
             return  # all that it would teach is frozen
         scaled = value if weight == 1 else value * weight
-        (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()  # type: ignore[no-untyped-call]
+        with set_aside(p for owner in self._parameters if owner != loss.owner for p in self._parameters[owner]):
+            (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()  # type: ignore[no-untyped-call]
 
     def _update(self, owner: str, samples: int) -> None:
         optimizer, parameters = self.optimizers[owner], self._parameters[owner]
@@ -223,8 +224,7 @@ class Run:
         else:
             self.scaler.step(optimizer)
             self.scaler.update()
-        for each in self.optimizers.values():
-            each.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         if owner == "model":
             for hook in self._hooks:
                 hook(self)
@@ -245,8 +245,8 @@ class Run:
 
     def release(self) -> None:
         """Leave no gradient, no precision and no processes behind."""
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
+        for module in (self.model, *self.strategy.modules().values()):
+            module.zero_grad(set_to_none=True)  # also of what no optimiser was given
         self.strategy.autocast = self.strategy.crew = None  # of the one that a rescue put there, too
 
     def _fail(self, found: NotFinite) -> None:
