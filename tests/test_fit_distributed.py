@@ -92,7 +92,7 @@ for data in ((bad, y), (x[:3], y[:3])):
         told["errors"].append(str(error))
 roots = Roots()
 try:
-    fit(roots, (x, y), Standard(), epochs=1, batch_size=20, validation=False)
+    fit(roots, (x, y), Standard(), epochs=1, batch_size=61, validation=False)
 except FloatingPointError as error:
     told["errors"].append(str(error))
 assert all(p.isfinite().all() for p in roots.parameters())
@@ -142,7 +142,7 @@ def test_processes_stay_together(place: Path) -> None:
     assert a["norm"] == b["norm"], "running statistics are averaged with the gradients"
     assert a["errors"] == b["errors"]
     assert "the loss is nan in epoch 1, batch" in a["errors"][0]
-    assert a["errors"][2].startswith("NaN or inf in inner.")
+    assert a["errors"][-1].startswith("NaN or inf in inner.")
     assert a["errors"][0].split(": ")[0] == told(place, "one")["errors"][0].split(": ")[0]
 
 
