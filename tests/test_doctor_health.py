@@ -12,6 +12,7 @@ import sparring as sp
 from sparring.training import health
 from sparring.training.findings import Finding
 from sparring.training.health import safer
+from sparring.training.validation import Validation
 
 THREAT = sp.Linf(0.1)
 OVERFITTED = Finding("catastrophic-overfitting", "it withstands one step", "90% after one step, 0% after ten", "N-FGSM")
@@ -51,6 +52,38 @@ def test_catastrophic_overfitting_is_taken_back_and_training_goes_on_with_a_safe
     assert result.strategy.batches == 3 * 3
 
 
+def test_an_epoch_in_which_robust_accuracy_fell_to_less_than_half_is_none_to_go_back_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It begins in epoch 2, and is recognised after epoch 3: the weights are those after epoch 1."""
+    weights: list[Tensor] = []
+
+    class Watch:
+        def after_epoch(self, run: Any) -> None:
+            weights.append(run.model[0].weight.detach().clone())
+
+    robust = iter([0.5, 0.2, 0.1])
+    monkeypatch.setattr(Validation, "__call__", lambda *_: (0.9, next(robust)))
+    monkeypatch.setattr(health, "judge", lambda *_: [OVERFITTED] if len(weights) == 2 else [])
+    train(sp.FGSMTraining(THREAT), sp.HealthCheck(16), Watch())
+    assert not torch.equal(weights[1], weights[0])
+    assert torch.equal(weights[2], weights[0])
+
+
+@pytest.mark.parametrize(
+    ("bn", "stale", "said"), [("eval", True, True), ("eval", False, False), ("batch", True, False)]
+)
+def test_gradients_of_stale_statistics_are_found_while_training(bn: str, stale: bool, said: bool) -> None:
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm2d(width, momentum=0.001 if stale else 0.5) for width in (3, 4)]
+    model = nn.Sequential(norms[0], nn.Conv2d(3, 4, 3), norms[1], nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+    for norm in norms if stale else ():
+        norm.running_var.mul_(1e4)  # type: ignore[union-attr]
+    data = torch.rand(200, 3, 8, 8), torch.arange(200) % 4
+    result = sp.fit(model, data, sp.PGDTraining(sp.Linf(0.05), 2, bn=bn), epochs=2, batch_size=20, validation=data)
+    assert any("mode-gradients" in note for note in result.notes) == said
+
+
 def test_told_only_to_say_so_it_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "judge", lambda *_: [OVERFITTED])
     result = train(sp.FGSMTraining(THREAT), sp.HealthCheck(16, act=False))
@@ -74,6 +107,12 @@ def train(strategy: sp.Strategy, *callbacks: Any) -> Any:
             [("PGDTraining", 2), ("PGDTraining", 4), ("PGDTraining", 8), ("PGDTraining", 10), None],
         ),
         (sp.GradAlign(THREAT), [("GradAlign", 0.4), ("GradAlign", 0.8)]),
+        (sp.Free(THREAT, 8), [("PGDTraining", 7), ("PGDTraining", 10), None]),
+        (sp.Free(THREAT, 2), [("PGDTraining", 2)]),
+        (sp.TRADES(THREAT, steps=1), [("TRADES", 2), ("TRADES", 4), ("TRADES", 8), ("TRADES", 10), None]),
+        (sp.MART(THREAT, steps=6), [("MART", 10), None]),
+        (sp.TRADESYOPO(THREAT, 3, 2), [("TRADESYOPO", 6), ("TRADESYOPO", 10), None]),
+        (sp.Mixed(sp.PGD(THREAT, 40)), [None]),
         (sp.YOPO(THREAT), [None]),
         (sp.Standard(), [None]),
     ],
@@ -88,10 +127,60 @@ def test_what_is_safer_than_what(strategy: sp.Strategy, then: list[Any]) -> None
         name, setting = expected
         assert following is not None
         assert following.name == name
-        assert getattr(following, {"NFGSM": "k", "PGDTraining": "steps", "GradAlign": "weight"}[name]) == setting
+        assert (
+            getattr(following, {"NFGSM": "k", "GradAlign": "weight", "TRADESYOPO": "m"}.get(name, "steps")) == setting
+        )
         assert following.passes is strategy.passes, "what was counted and kept goes on"
         assert following.statistics is strategy.statistics
         strategy = following
+
+
+@pytest.mark.parametrize(
+    ("attack", "steps"),
+    [
+        (sp.FGSM(THREAT), [2, 4, 8, 10, None]),
+        (sp.RFGSM(THREAT, objective="margin"), [2]),
+        (sp.FGSM(THREAT, targets="least-likely"), [2]),
+        (sp.PGD(THREAT, 1, 0.1), [2]),
+        (sp.MIFGSM(THREAT, 3), [6, 10]),
+        (sp.PGD(THREAT, 20), [None]),
+    ],
+)
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda attack: sp.Mixed(attack, alpha=0.25, fraction=0.5, bn="batch", seed=3),
+        lambda attack: sp.EnsembleTraining(attack, [network()], alpha=0.25, seed=3),
+        lambda attack: sp.AdvProp(attack, alpha=0.25, seed=3),
+    ],
+)
+def test_an_attack_of_few_steps_inside_a_strategy_gets_more(around: Any, attack: Any, steps: list[int | None]) -> None:
+    """All other settings, the attack's and the strategy's, are as they were."""
+    strategy = around(attack).with_(sp.EMA(0.9))
+    for expected in steps:
+        following = safer(strategy)
+        if expected is None:
+            assert following is None
+            return
+        assert following is not None
+        assert type(following) is type(strategy)
+        assert isinstance(following.attack, sp.PGD | sp.MIFGSM)
+        assert following.attack.steps == expected
+        for name in ("threat", "targets", "objective", "keep"):
+            assert getattr(following.attack, name) == getattr(attack, name)
+        assert {**following.settings(), "attack": None} == {**strategy.settings(), "attack": None}
+        assert following.parts == strategy.parts
+        strategy = following
+
+
+def test_a_schedule_of_steps_is_doubled_and_stays_clean_where_it_was() -> None:
+    first = safer(sp.PGDTraining(THREAT, 1, schedule={0: 0, 10: 1, 20: 8}))
+    assert isinstance(first, sp.PGDTraining)
+    assert (first.steps, first.schedule) == (1, {0: 0, 10: 2, 20: 10})
+    late = safer(sp.PGDTraining(THREAT, 1, schedule={10: 10}))
+    assert isinstance(late, sp.PGDTraining)
+    assert (late.steps, late.schedule) == (2, {10: 10})
+    assert safer(sp.PGDTraining(THREAT, 1, schedule={0: 0, 10: 10})) is None
 
 
 def test_the_same_strategy_with_more_steps_keeps_its_other_settings() -> None:
@@ -115,6 +204,17 @@ def test_the_same_strategy_with_more_steps_keeps_its_other_settings() -> None:
         (sp.FGSMTraining(THREAT), "NFGSM(k=2.0) in place of FGSMTraining"),
         (sp.FastFGSM(THREAT, 0.07), "NFGSM(k=2.0) in place of FastFGSM, without its step_size=0.07"),
         (sp.FastFGSM(sp.L2(1.0), 0.5), "PGDTraining(steps=2) in place of FastFGSM, without its step_size=0.5"),
+        (sp.Free(THREAT, 4, 0.05), "PGDTraining(steps=3) in place of Free(m=4), without its step_size=0.05"),
+        (sp.Mixed(sp.FGSM(THREAT)), "Mixed(PGD(steps=2)) in place of Mixed(FGSM(steps=1))"),
+        (
+            sp.PGDTraining(THREAT, schedule={0: 1}),
+            "PGDTraining(schedule={0: 2}) in place of PGDTraining(schedule={0: 1})",
+        ),
+        (
+            sp.YOPO(THREAT, 2, 2),
+            "YOPO as it was, for no safer setting of it is known: another strategy, a lower lr or a "
+            "smaller eps may prevent it",
+        ),
         (sp.NFGSM(THREAT, 4.0), "PGDTraining(steps=2) in place of NFGSM(k=4.0)"),
     ],
 )

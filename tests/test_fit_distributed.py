@@ -82,6 +82,18 @@ own = network().insert(1, Own().double())
 fit(own, (x, y), Standard(), epochs=1, batch_size=20, validation=False)
 told["own"] = [float(own[1].mean.sum()), float(own[1].var.sum())]
 told["errors"] = []
+
+
+class Roots(torch.nn.Module):  # a finite loss, a NaN gradient
+    def __init__(self):
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x):
+        logits = self.inner(x)
+        return logits + (0 * logits).abs().sqrt()
+
+
 bad = x.clone()
 bad[3] = torch.nan
 for data in ((bad, y), (x[:3], y[:3])):
@@ -89,6 +101,12 @@ for data in ((bad, y), (x[:3], y[:3])):
         fit(network(), data, Standard(), epochs=1, batch_size=20, validation=False)
     except (FloatingPointError, ValueError) as error:
         told["errors"].append(str(error))
+roots = Roots()
+try:
+    fit(roots, (x, y), Standard(), epochs=1, batch_size=61, validation=False)
+except FloatingPointError as error:
+    told["errors"].append(str(error))
+assert all(p.isfinite().all() for p in roots.parameters())
 (folder / f"told-{rank}.json").write_text(json.dumps(told))
 """
 
@@ -136,6 +154,7 @@ def test_processes_stay_together(place: Path) -> None:
     assert a["own"] == b["own"], "those in buffers of one's own, too"
     assert a["errors"] == b["errors"]
     assert "the loss is nan in epoch 1, batch" in a["errors"][0]
+    assert a["errors"][-1].startswith("NaN or inf in inner.")
     assert a["errors"][0].split(": ")[0] == told(place, "one")["errors"][0].split(": ")[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from torch.utils.data import (
 )
 
 import sparring as sp
-from sparring.training import MaxNorm, Standard, fit
+from sparring.training import Loss, MaxNorm, Standard, Strategy, fit
 from sparring.training.feed import Feed
 from sparring.training.unlabelled import Others
 from test_fit import network, problem, same, state
@@ -114,6 +115,46 @@ def test_an_optimiser_of_another_models_parameters_is_refused() -> None:
     model = network()
     fit(model, problem(), Standard(), optimizer=sgd(model[-1].parameters()), **settings)
     assert torch.equal(model[0].weight, network()[0].weight), "parts may be left out on purpose"
+    assert all(p.grad is None for p in model.parameters()), "their gradients, too, are taken away"
+
+
+def test_filters_of_volumes_have_no_order_of_images() -> None:
+    volumes = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.Linear(16, 3))
+    data, settings = (torch.rand(8, 1, 4, 4, 4), torch.arange(8) % 3), {"epochs": 1, "validation": False}
+    with pytest.raises(
+        ValueError, match=r"channels_last=True orders images .* 0.weight has 5 dimensions: leave it out"
+    ):
+        fit(volumes, data, Standard(), channels_last=True, **settings)  # type: ignore[arg-type]
+    fit(volumes.to(memory_format=torch.channels_last_3d), data, Standard(), **settings)  # type: ignore[arg-type,call-overload]
+
+
+def test_networks_that_learn_side_by_side_accumulate_each_its_own() -> None:
+    """Two batches a step are one batch of their size, for both; the classifier's loss has a gradient at the other, too."""
+
+    @dataclass(eq=False)
+    class Beside(Strategy):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.other = nn.Linear(6, 6)
+            with torch.no_grad():
+                self.other.weight.copy_(torch.eye(6))
+
+        def modules(self) -> dict[str, nn.Module]:
+            return {"other": self.other}
+
+        def losses(self, model: nn.Module, batch: Any) -> Any:
+            yield Loss(lambda seen: nn.functional.cross_entropy(model(self.other(batch.x)), batch.y))
+            yield Loss(lambda seen: (self.other(batch.x) ** 2).mean(), owner="other")
+
+    settings: dict[str, Any] = {"epochs": 3, "validation": False, "momentum": 0.5, "schedule": "constant", "lr": 0.1}
+    found = []
+    for size, accumulate in ((32, 1), (16, 2)):
+        torch.manual_seed(0)
+        model, strategy = nn.Linear(6, 3), Beside()
+        fit(model, problem(64), strategy, batch_size=size, accumulate=accumulate, **settings)
+        found.append([model.weight.detach(), strategy.other.weight.detach()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("given", [{"lr": 0.5}, {"weight_decay": 0.1}, {"momentum": 0.5}])
@@ -156,6 +197,7 @@ def test_a_second_training_with_the_same_optimiser_begins_at_its_rate() -> None:
         ({"validation_attack": sp.PGD(sp.Linf(0.1))}, "validation_attack: there is no validation"),
         ({"warmup": 1}, "warmup=1 of epochs=1: the rate would never be lr"),
         ({"head": "2"}, "head='2': without head_epochs or body_lr it learns like everything else"),
+        ({"optimizer": torch.optim.LBFGS}, "optimizer is a LBFGS, whose step calls for the loss again and again"),
         ({"freeze": "0.weights"}, "freeze='0.weights': the model has no part of this name"),
     ],
 )

@@ -381,12 +381,40 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> None
 
     model = Breaks()
     run = trainer(max_epochs=1)
-    with pytest.raises(FloatingPointError, match="epoch 1, at the latest in batch 3"):
+    with pytest.raises(FloatingPointError, match="at the latest in epoch 1, batch 3"):
         run.fit(AdversarialModule(model, sp.Standard()), loader())
     assert weights(model).isfinite().all()
     with pytest.raises(FloatingPointError):
         run.save_checkpoint(tmp_path / "never.ckpt")
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_a_gradient_made_nan_are_in_no_checkpoint(tmp_path: Path) -> None:
+    """The loss of the epoch's last batch is finite, and its gradient is not: that of a root at 0."""
+
+    class Roots(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.calls = network(), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            out: Tensor = self.inner(x)
+            return out + (out * 0).abs().sqrt() if self.calls == 6 else out
+
+    module = AdversarialModule(Roots(), sp.Standard().with_(sp.EMA(0.9)))
+    kept = pl.callbacks.ModelCheckpoint(tmp_path, save_last=True)
+    run = trainer(max_epochs=3, enable_checkpointing=True, callbacks=[kept], default_root_dir=tmp_path)
+    with pytest.raises(
+        FloatingPointError, match=r"NaN or inf in .* in epoch 2, batch 3: lower lr.*checkpoints hold no"
+    ):
+        run.fit(module, loader())
+    assert not weights(module.model).isfinite().all()
+    with pytest.raises(FloatingPointError, match="NaN or inf in"):
+        run.save_checkpoint(tmp_path / "never.ckpt")
+    found = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    assert found["epoch"] == 0
+    assert all(value.isfinite().all() for value in found["state_dict"].values())
 
 
 @pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])

@@ -145,6 +145,10 @@ def predict(logits: Tensor) -> Tensor:
     return prediction.masked_fill_(~top.isfinite(), -1)
 
 
+class BrokenModel(ValueError):
+    """The model answers samples with NaN or inf."""
+
+
 def check_label_range(y: Tensor, classes: int, what: str = "y") -> None:
     """ValueError for labels (B,) that are no class of the model."""
     if len(y) and (int(y.min()) < 0 or int(y.max()) >= classes):

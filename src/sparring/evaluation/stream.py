@@ -24,7 +24,7 @@ from sparring.evaluation.source import Batch, Source, digest
 from sparring.evaluation.stages import Stage, make_stage
 from sparring.evaluation.store import Store
 from sparring.evaluation.tally import Tally
-from sparring.objective import predict
+from sparring.objective import BrokenModel, predict
 from sparring.rows import Rows
 from sparring.threat import Threat
 
@@ -135,7 +135,7 @@ class Stream(Tally):
         prediction, index = predict(logits), batch.index[rows]
         if bool((prediction < 0).any()):
             bad = index[(prediction < 0).cpu()].tolist()
-            raise ValueError(
+            raise BrokenModel(
                 f"the model returns NaN or inf for {len(bad)} clean samples (first: sample {bad[0]}): "
                 "check its weights and its input range"
             )

@@ -14,6 +14,7 @@ from sparring.attacks import PGD
 from sparring.attacks.base import Attack
 from sparring.borrow import borrow
 from sparring.evaluation.together import Team
+from sparring.objective import predict
 from sparring.threat import Threat
 from sparring.training.settings import PRECISIONS
 from sparring.training.strategy import Strategy
@@ -76,7 +77,7 @@ def measured(
     """(B,) bool each: right as they are, and right under attack (None without one). Only the former are attacked."""
     with undisturbed(x):
         with borrow(model, cast) as borrowed:
-            clean = borrowed.look(x).argmax(1) == y
+            clean = predict(borrowed.look(x)) == y
         if attack is None:
             return clean, None
         robust = clean.clone()

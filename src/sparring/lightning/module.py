@@ -19,11 +19,13 @@ from sparring.lightning.limits import refuse, refuse_by_hand
 from sparring.lightning.measuring import joined, measured, precision, short_attack
 from sparring.training import fit, optimizing
 from sparring.training.averaging import Average
-from sparring.training.losses import Batch, Loss
+from sparring.training.ledger import NotFinite
+from sparring.training.losses import Batch, Loss, set_aside
 from sparring.training.optimizing import Optimizer, Rates, Schedule, Tuning
 from sparring.training.recalibration import recalibrate
 from sparring.training.settings import check, check_warmup
 from sparring.training.settling import BATCHES
+from sparring.training.snapshot import Soundness
 from sparring.training.strategy import Strategy
 from sparring.training.team import bare
 from sparring.training.validation import threat_of
@@ -58,7 +60,8 @@ class Adversarial(Host):
     are keyed by the sample's place among all.
     Logged: train_loss, train_clean_accuracy, train_robust_accuracy (those that the strategy sees); val_… and test_….
 
-    Raises TypeError or ValueError, in one line, for what can't be trained, and FloatingPointError where a loss is not finite.
+    Raises TypeError or ValueError, in one line, for what can't be trained, and FloatingPointError where a loss
+    or the weights are not finite.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Adversarial(Host):
         self._unit = 0  # samples that count as one loss
         self._seen = 0  # samples of this validation so far
         self._bad = torch.zeros((), dtype=torch.float64)
+        self._sound = Soundness([self], states.gathered)
         told = {"strategy_name": strategy.name, "strategy_settings": strategy.settings()}
         plain = {
             name: value for name, value in settings.items() if value is None or isinstance(value, (str, float, int))
@@ -181,17 +185,17 @@ class Adversarial(Host):
         last = ends or self._held == self.settings["accumulate"]
         self._rates.set(self._done(batch_idx + 1 - self._held / 2))
         sums: dict[str, tuple[Tensor, int]] = {}
-        updates = 0
+        updates: set[str] = set()
         with joined(self.strategy, trainer, x):
             for loss in self.strategy(self.model, Batch(x, y, indices, extras=extras)):
                 self._backward(loss, count / self._unit)
                 _add(sums, loss, count)
-                updates += loss.update
-                if self.settings["accumulate"] > 1 and updates > 1:
+                if self.settings["accumulate"] > 1 and loss.update and loss.owner in updates:
                     raise ValueError(
                         f"accumulate={self.settings['accumulate']}: {self.strategy.name} steps more than once a batch; use "
                         "accumulate=1"
                     )
+                updates |= {loss.owner} if loss.update else set()
                 if loss.update and last:
                     self._update(loss.owner)
                 loss.update = loss.update and last
@@ -199,7 +203,7 @@ class Adversarial(Host):
             self._rates.stepped()
             self._held = self._samples = 0
         if ends or batch_idx % EVERY == 0:
-            self._check_finite()
+            self._check_finite(weights=ends)
         for name, (total, number) in sums.items():
             self._log(f"train_{name}", total / number, number)
         return sums["loss"][0] / sums["loss"][1] if "loss" in sums else None
@@ -213,7 +217,9 @@ class Adversarial(Host):
             return  # all that it would teach is frozen
         # a reducer waits for every parameter in every backward: here they add up, and are averaged once before the step
         wrapped = self.trainer.strategy.model
-        with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext():
+        others = [opt for owner, opt in self._by_owner().items() if owner != loss.owner]
+        silent = wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
+        with silent, set_aside(p for opt in others for group in opt.param_groups for p in group["params"]):
             self.manual_backward(value if weight == 1 else value * weight)
 
     def _update(self, owner: str) -> None:
@@ -231,8 +237,7 @@ class Adversarial(Host):
             if self.device.type == "cpu":
                 self._check_finite()
         optimizer.step()
-        for each in optimizers.values():
-            each.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips, behind what a gradient scaler undoes."""
@@ -253,12 +258,15 @@ class Adversarial(Host):
             fractions.append(trainer.global_step / trainer.max_steps)
         return min(max(fractions), 1.0)
 
-    def _check_finite(self) -> None:
-        if float(self._bad) > 0:
-            raise FloatingPointError(
-                f"a loss is not finite in epoch {self.trainer.current_epoch + 1}, at the latest in batch "
-                f"{self.trainer.fit_loop.batch_idx + 1}: lower lr, or clip with max_grad_norm; checkpoints hold no such weights"
-            )
+    def _check_finite(self, weights: bool = False) -> None:
+        epoch, batch = self.trainer.current_epoch, self.trainer.fit_loop.batch_idx
+        try:
+            if float(self._bad) > 0:
+                raise NotFinite("a loss is not finite, at the latest", epoch, batch)
+            if weights:
+                self._sound.check(epoch, batch)
+        except NotFinite as found:
+            raise FloatingPointError(f"{found}; checkpoints hold no such weights") from None
 
     def _log(self, name: str, value: Tensor, count: int) -> None:
         self.log(name, value, on_step=False, on_epoch=True, prog_bar=True, batch_size=count, sync_dist=True)
@@ -292,7 +300,7 @@ class Adversarial(Host):
             return self(x)  # type: ignore[no-any-return]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._check_finite()
+        self._check_finite(weights=True)
         checkpoint[STATE] = {**states.everybodys(self.strategy), "rates": self._rates.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -19,11 +19,16 @@ def begin(strategy: Strategy, trainer: Any) -> None:
 
 def everybodys(strategy: Strategy) -> dict[str, Any]:
     """All processes ask at once, as Lightning does when it saves."""
-    mine, size = strategy.state_dict(), processes()
-    ranks: list[Any] = [mine] if size == 1 else [None] * size
+    return {"name": strategy.name, "ranks": gathered(strategy.state_dict())}
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every process's value, in the order of ranks."""
+    size = processes()
+    values: list[Any] = [value] if size == 1 else [None] * size
     if size > 1:
-        distributed.all_gather_object(ranks, mine)
-    return {"name": strategy.name, "ranks": ranks}
+        distributed.all_gather_object(values, value)
+    return values
 
 
 def restore(strategy: Strategy, state: dict[str, Any], training: bool) -> None:

@@ -171,7 +171,7 @@ def fit(
     Under torchrun every process calls this with the same arguments; each learns from its share of every batch.
 
     Raises TypeError or ValueError, in one line, for what can't be trained on, and FloatingPointError, which says where,
-    when a loss is not finite; the model then has the weights of the last good epoch.
+    when a loss or the weights are not finite; the model then has the weights of the last good epoch.
 
     >>> import sparring as sp
     >>> x, y = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 2

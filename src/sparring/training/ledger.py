@@ -30,10 +30,10 @@ class Tally:
 
 
 class NotFinite(Exception):
-    """A loss was `value` in this batch of this epoch (both from 0)."""
+    """What is not finite ("the loss is nan"), in this batch of this epoch (both from 0), and what helps."""
 
-    def __init__(self, value: float, epoch: int, batch: int) -> None:
-        self.value, self.epoch, self.batch = value, epoch, batch
+    def __init__(self, what: str, epoch: int, batch: int, cure: str = "lower lr, or clip with max_grad_norm") -> None:
+        super().__init__(f"{what} in epoch {epoch + 1}, batch {batch + 1}: {cure}")
 
 
 class Ledger:
@@ -63,4 +63,4 @@ class Ledger:
             elif math.isfinite(value):
                 self.tally.loss, self.tally.samples = self.tally.loss + value * count, self.tally.samples + count
             else:
-                raise NotFinite(value, epoch, batch)
+                raise NotFinite(f"the loss is {value}", epoch, batch)

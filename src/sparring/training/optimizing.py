@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,12 +31,12 @@ def make(
     summed: how many passes' gradients a step adds up; sgd's own rate is divided by it, Adam's steps are as long either way.
     """
     if isinstance(optimizer, torch.optim.Optimizer):
-        return optimizer
+        return _stepping(optimizer)
     if callable(optimizer):
         made = optimizer(groups)
         if not isinstance(made, torch.optim.Optimizer):
             raise TypeError(f"optimizer(parameters) gave a {type(made).__name__}: expected a torch.optim.Optimizer")
-        return made
+        return _stepping(made)
     if optimizer not in RATES:
         raise ValueError(
             f"optimizer={optimizer!r}: expected {', '.join(RATES)}, an optimizer, or a function that makes one"
@@ -51,6 +52,17 @@ def make(
     fused = all(p.device.type == "cpu" and p.is_floating_point() for p in parameters)
     kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=rate, weight_decay=weight_decay, fused=fused or None)
+
+
+def _stepping(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """ValueError for one whose step wants the loss anew."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"optimizer is a {type(optimizer).__name__}, whose step calls for the loss again and again, which a batch "
+            "gives once: expected an optimiser that steps by itself, such as 'sgd', 'adam' or 'adamw'"
+        )
+    return optimizer
 
 
 def factor(schedule: str | Callable[[float], float], done: float) -> float:

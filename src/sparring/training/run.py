@@ -13,16 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparring.objective import BrokenModel
 from sparring.training.averaging import Average
 from sparring.training.callbacks import Callback
-from sparring.training.checkpoint import copied, weights
+from sparring.training.checkpoint import weights
 from sparring.training.feed import Chunk, Feed, groups
 from sparring.training.history import Epoch, Progress
 from sparring.training.ledger import Ledger, NotFinite, Tally
 from sparring.training.limits import Limits
-from sparring.training.losses import Batch, Loss
+from sparring.training.losses import Batch, Loss, set_aside
 from sparring.training.optimizing import Rates, Tuning
 from sparring.training.settling import settle
+from sparring.training.snapshot import Soundness, collapsed, put_back, snapshot
 from sparring.training.strategy import Strategy
 from sparring.training.team import Crew
 from sparring.training.unlabelled import beside
@@ -94,7 +96,8 @@ class Run:
     def go(self) -> bool:
         """To the end, True; or until something asks to stop."""
         self._midway = self.good is None and self.position > 0
-        self.good = self._snapshot() if self.good is None else self.good
+        self.good = snapshot(self) if self.good is None else self.good
+        self._sound = Soundness([self.model, *self.strategy.modules().values()], self.crew.gather)
         self._first = self.step
         while self.epoch < self.epochs:
             self._since = time.monotonic()
@@ -115,23 +118,11 @@ class Run:
         self.show(self.progress(text))
 
     def roll_back(self) -> None:
-        """Weights, optimisers and averages become those after the last epoch that no callback took back."""
+        """Weights, optimisers and averages become those after the last epoch that no callback took back, and after which no
+        more than half of the best robust accuracy was lost."""
         assert self.good is not None
-        good = copy.deepcopy(self.good)
-        self.model.load_state_dict(good["model"])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(good["optimizers"][name])
-        for part, state in zip(self.strategy.parts, good["parts"]):
-            part.load_state_dict(state)
-        for name, module in self.strategy.modules().items():
-            module.load_state_dict(good["modules"][name])
+        put_back(self, self.good)
         self._rolled = True
-
-    def _snapshot(self) -> dict[str, Any]:
-        own = {"model": self.model.state_dict(), "parts": [part.state_dict() for part in self.strategy.parts]}
-        optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
-        others = {name: module.state_dict() for name, module in self.strategy.modules().items()}
-        return dict(copied({**own, "modules": others, "optimizers": optimizers}))
 
     @contextmanager
     def deployed(self) -> Iterator[None]:
@@ -171,28 +162,31 @@ class Run:
                 self.show(self.progress())
                 self._shown = time.monotonic()
             stop, save = self._asked(look)
-            if stop or (save and self.position < len(order)):
+            save = save and self.position < len(order)
+            if stop or save:
                 self._read()
+                self._sound.check(self.epoch, self.position - 1)
             if stop:
                 return False
-            if save and self.position < len(order):
+            if save:
                 self.keep(self)
         self._read()
+        self._sound.check(self.epoch, self.position - 1)
         return True
 
     def _batch(self, chunk: Chunk, weight: float, samples: int, last: bool) -> None:
         batch = self.prepared(chunk)
-        updates = 0
+        updates: set[str] = set()
         for loss in self.strategy(self.model, batch):
             self._backward(loss, weight)
             self.ledger.add(loss, len(batch.y), self.epoch, self.position)
             if not loss.update:
                 continue
-            updates += 1
-            if self.accumulate > 1 and updates > 1:
+            if self.accumulate > 1 and loss.owner in updates:
                 raise ValueError(
                     f"accumulate={self.accumulate}: {self.strategy.name} steps more than once a batch; use accumulate=1"
                 )
+            updates.add(loss.owner)
             if last:
                 self._update(loss.owner, samples)
             else:
@@ -215,11 +209,12 @@ class Run:
         if not self._on_cpu or self.crew.size > 1:
             self._bad += ~torch.isfinite(value.detach())
         elif not math.isfinite(value.item()):
-            raise NotFinite(value.item(), self.epoch, self.position)
+            raise NotFinite(f"the loss is {value.item()}", self.epoch, self.position)
         if not value.requires_grad:
             return  # all that it would teach is frozen
         scaled = value if weight == 1 else value * weight
-        (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()  # type: ignore[no-untyped-call]
+        with set_aside(p for owner in self._parameters if owner != loss.owner for p in self._parameters[owner]):
+            (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()  # type: ignore[no-untyped-call]
 
     def _update(self, owner: str, samples: int) -> None:
         optimizer, parameters = self.optimizers[owner], self._parameters[owner]
@@ -228,7 +223,7 @@ class Run:
             flags = torch.cat([self._bad[None], asked])
             self._flags = self.crew.average(self.model, parameters, samples, flags)
             if self._on_cpu and self._flags[0] > 0:
-                raise NotFinite(math.nan, self.epoch, self.position)
+                raise NotFinite("the loss is nan", self.epoch, self.position)
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
         if self.max_grad_norm is not None:
@@ -238,8 +233,7 @@ class Run:
         else:
             self.scaler.step(optimizer)
             self.scaler.update()
-        for each in self.optimizers.values():
-            each.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         if owner == "model":
             for hook in self._hooks:
                 hook(self)
@@ -254,22 +248,23 @@ class Run:
     def _read(self) -> None:
         self.ledger.read()
         if max(float(self._bad), float(self._flags[0])) > 0:  # another process's, or a loss that no accuracy belongs to
-            raise NotFinite(math.nan, self.epoch, self.position - 1)
+            raise NotFinite("the loss is nan", self.epoch, self.position - 1)
         self.seconds += time.monotonic() - self._since
         self._since = time.monotonic()
 
     def release(self) -> None:
         """Leave no gradient, no precision and no processes behind."""
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
+        for module in (self.model, *self.strategy.modules().values()):
+            module.zero_grad(set_to_none=True)  # also of what no optimiser was given
         self.strategy.autocast = self.strategy.crew = None  # of the one that a rescue put there, too
 
     def _fail(self, found: NotFinite) -> None:
         self.roll_back()
-        where = f"after epoch {len(self.history)}" if self.history else "before training"
+        assert self.good is not None
+        epoch = self.good.get("epoch", len(self.history))  # earlier versions did not keep it
+        where = f"after epoch {epoch}" if epoch else "before training"
         raise FloatingPointError(
-            f"the loss is {found.value} in epoch {found.epoch + 1}, batch {found.batch + 1}: lower lr, or clip with "
-            f"max_grad_norm; the weights are as they were {'where this start began' if self._midway else where}"
+            f"{found}; the weights are as they were {'where this start began' if self._midway else where}"
         ) from None
 
     def _close(self) -> None:
@@ -284,13 +279,13 @@ class Run:
         if row.score is not None and (self.best is None or row.score >= (self.best.score or ())):
             self.best, self.best_weights = row, self.weights()
             self.best_adversarial = self.weights("adversarial") if self.splits else None
-        self._rolled = self._midway = False
+        self._rolled = False
         for callback in self.callbacks:
             callback.after_epoch(self)
         self.show(self.progress())
         self.epoch, self.position, self.seconds, self.ledger = self.epoch + 1, 0, 0.0, Ledger()
-        if not self._rolled:
-            self.good = self._snapshot()
+        if not self._rolled and not collapsed(row, self.best):
+            self.good, self._midway = snapshot(self), False
         self.counted = copy.copy(self.strategy.passes)
         self.keep(self)
 
@@ -319,6 +314,8 @@ class Run:
         except KeyboardInterrupt:
             self.keep(self)  # the epoch is learned; the next start begins with its validation
             raise
+        except BrokenModel as found:
+            raise NotFinite(f"{found},", self.epoch, self.position - 1) from None
         seconds = time.monotonic() - start
         return replace(
             row, validation_accuracy=clean, validation_robust_accuracy=robust, validation_seconds=seconds,

@@ -69,6 +69,12 @@ def check(given: dict[str, Any]) -> None:
         raise ValueError(f"unlabelled_batch_size={given['unlabelled_batch_size']}: there are no unlabelled samples")
     if next(getattr(model, "parameters", lambda: iter(()))(), None) is None:
         raise ValueError(f"the model, a {type(model).__name__}, has no parameters: nothing to train")
+    spatial = [name for name, weight in model.named_parameters() if weight.ndim == 5]
+    if given["channels_last"] and spatial:
+        raise ValueError(
+            f"channels_last=True orders images (B, C, H, W), and {spatial[0]} has 5 dimensions: leave it out, or give the model "
+            "as model.to(memory_format=torch.channels_last_3d)"
+        )
     _check_optimizer(given)
 
 

@@ -18,7 +18,7 @@ from sparring.borrow import Borrowed, borrow
 from sparring.noise import Noise
 from sparring.objective import check_label_range
 from sparring.threat import Threat
-from sparring.training.batchnorm import batch_statistics, layers
+from sparring.training.batchnorm import BUFFERS, batch_statistics, layers
 from sparring.training.crafting import craft
 from sparring.training.fast import slope
 from sparring.training.losses import Batch
@@ -125,9 +125,11 @@ class Symptoms:
 
 
 def not_finite(model: nn.Module) -> list[str]:
-    """Names of the parameters and buffers that hold NaN or inf."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return [name for name, value in named if value.is_floating_point() and not bool(value.isfinite().all())]
+    """Names of the parameters and buffers that hold NaN or inf. In buffers but running statistics inf may be meant: a mask."""
+    bad: dict[str, Tensor] = {name: ~value.isfinite() for name, value in model.named_parameters()}
+    for name, value in model.named_buffers():
+        bad[name] = ~value.isfinite() if name.endswith(BUFFERS) else value.isnan()
+    return [name for name, where in bad.items() if bool(where.any())]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from sparring.borrow import borrow
 from sparring.evaluation import evaluate
 from sparring.evaluation.cascade import Attacks
 from sparring.evaluation.progress import Progress
+from sparring.objective import BrokenModel, predict
 from sparring.threat import Threat
 from sparring.training.feed import Feed
 from sparring.training.strategy import Strategy
@@ -37,24 +38,31 @@ class Validation:
     made: bool = False
 
     def __call__(self, model: nn.Module, crew: Crew, stopped: Any, seed: int = 0) -> tuple[float, float | None]:
-        """Clean and robust accuracy. Each process asks its share; stopped: called now and then, may raise."""
+        """Clean and robust accuracy. Each process asks its share; stopped: called now and then, may raise.
+
+        Answers that are not finite are wrong; under attack they raise BrokenModel, in all processes.
+        """
         mine = slice(crew.rank, None, crew.size)
         x, y, numbers = self.x[mine], self.y[mine], self.numbers[mine]
+        right = robust = broken = 0
         if self.threat is None or self.attacks is None:
-            right, robust = _clean(model, x, y), 0
+            right = _clean(model, x, y)
         elif len(x):
 
             def watch(now: Progress) -> None:
                 stopped()
 
-            result = evaluate(
-                model, (x, y), self.threat, attacks=self.attacks, batch_size=256, seed=seed, indices=numbers,
-                shard=(0, 1), checkup=False, progress=watch,
-            )  # fmt: skip
-            right, robust = result.clean_accuracy.count, result.robust_accuracy.count
-        else:
-            right = robust = 0
-        counts = torch.tensor(crew.gather((right, robust, len(x)))).sum(0).tolist()
+            try:
+                result = evaluate(
+                    model, (x, y), self.threat, attacks=self.attacks, batch_size=256, seed=seed, indices=numbers,
+                    shard=(0, 1), checkup=False, progress=watch,
+                )  # fmt: skip
+                right, robust = result.clean_accuracy.count, result.robust_accuracy.count
+            except BrokenModel:
+                broken = 1
+        counts = torch.tensor(crew.gather((right, robust, len(x), broken))).sum(0).tolist()
+        if counts[3]:
+            raise BrokenModel("the answers to validation samples are NaN or inf")
         return counts[0] / counts[2], None if self.threat is None else counts[1] / counts[2]
 
 
@@ -62,7 +70,7 @@ def _clean(model: nn.Module, x: Tensor, y: Tensor) -> int:
     place = next(model.parameters()).device
     with borrow(model) as borrowed:
         parts = zip(torch.split(x, 256), torch.split(y, 256))
-        right = [borrowed.look(some.to(place), {}).argmax(1).cpu() == labels for some, labels in parts]
+        right = [predict(borrowed.look(some.to(place), {})).cpu() == labels for some, labels in parts]
     return int(torch.cat(right).sum())
 
 
