@@ -117,6 +117,31 @@ def test_an_average_is_validated_and_kept_with_statistics_of_its_own() -> None:
     assert result.history[-1].validation_accuracy == pytest.approx(right[0])
 
 
+@pytest.mark.parametrize("average", [lambda: sp.EMA(0.8), lambda: sp.SWA(0)])
+def test_a_mask_of_infinities_is_kept_as_it_is_in_an_average(average: Any) -> None:
+    """inf − inf is no number: an attention mask in a buffer would make every answer of the average NaN."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(36, 4)
+            self.register_buffer("mask", torch.tensor([0.0, 0.0, 0.0, 0.0, -torch.inf]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores = torch.cat([self.head(x.flatten(1)), x.flatten(1)[:, :1]], 1) + self.mask
+            return scores.softmax(1)[:, :4].log()
+
+    model, strategy = Masked(), sp.Standard().with_(average())
+    result = sp.fit(model, samples(), strategy, epochs=2, batch_size=8, lr=0.1, validation=samples(seed=1))
+    assert strategy.parts[0].averaged(model).mask[-1] == -torch.inf
+    assert result.history[-1].validation_accuracy > 0.5
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    again = sp.Standard().with_(average())
+    again.load_state_dict(strategy.state_dict())
+    again.parts[0]._add(model)
+    assert again.parts[0].averaged(model).mask[-1] == -torch.inf
+
+
 def test_out_of_time_the_model_holds_the_average() -> None:
     model, strategy = network(), sp.FGSMTraining(THREAT).with_(sp.EMA(0.9))
     result = sp.fit(model, samples(), strategy, epochs=10_000, batch_size=16, validation=False, time_limit=0.2)

@@ -20,7 +20,8 @@ from sparring.training.strategy import Strategy
 class Average(Part):
     """Base of averages of weights, brought up to date after every step of the model's optimiser.
 
-    Parameters and floating-point buffers are averaged, in float32 or better; other buffers are the last. The averaged
+    Parameters and floating-point buffers are averaged, in float32 or better; other buffers, and masks (with inf in them, of
+    which there is no mean), are the last. The averaged
     network is another network: its own BatchNorm statistics are best estimated anew (`recalibrate`), or else the average
     of the statistics stands in.
     """
@@ -29,6 +30,7 @@ class Average(Part):
         self.count = 0  # weights in the average
         self._steps = 0
         self._average: dict[str, Tensor] = {}
+        self._masks: set[str] | None = None
 
     def share(self) -> float:
         """Of the newest weights, the `count`-th, in the average."""
@@ -56,11 +58,13 @@ class Average(Part):
         if self._average.keys() != now.keys():
             raise ValueError(f"{type(self).__name__} has averaged another model: each training needs one of its own")
         self._average = {name: average.to(now[name].device) for name, average in self._average.items()}
-        floats = [name for name, value in now.items() if value.is_floating_point()]
+        if self._masks is None:
+            self._masks = {name for name, _ in model.named_buffers() if name in now and bool(now[name].isinf().any())}
+        floats = [name for name, value in now.items() if value.is_floating_point() and name not in self._masks]
         mine = [self._average[name] for name in floats]
         torch._foreach_lerp_(mine, [now[name].to(a.dtype) for name, a in zip(floats, mine)], self.share())
         for name, value in now.items():
-            if not value.is_floating_point():
+            if not value.is_floating_point() or name in self._masks:
                 self._average[name].copy_(value)
 
     @contextmanager
@@ -98,6 +102,7 @@ class Average(Part):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.count, self._steps = state["count"], state["steps"]
         self._average = {name: value.clone() for name, value in state["average"].items()}
+        self._masks = None
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
