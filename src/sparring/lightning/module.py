@@ -60,8 +60,7 @@ class Adversarial(Host):
     are keyed by the sample's place among all.
     Logged: train_loss, train_clean_accuracy, train_robust_accuracy (those that the strategy sees); val_… and test_….
 
-    Raises TypeError or ValueError, in one line, for what can't be trained, and FloatingPointError where a loss
-    or the weights are not finite.
+    Raises TypeError or ValueError, in one line, for what can't be trained, FloatingPointError for losses or weights not finite.
     """
 
     def __init__(

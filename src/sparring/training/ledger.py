@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from sparring.training.history import Epoch
 from sparring.training.losses import Loss
+
+if TYPE_CHECKING:
+    from sparring.training.run import Run
 
 
 @dataclass
@@ -64,3 +69,13 @@ class Ledger:
                 self.tally.loss, self.tally.samples = self.tally.loss + value * count, self.tally.samples + count
             else:
                 raise NotFinite(f"the loss is {value}", epoch, batch)
+
+
+def epoch_row(run: Run) -> Epoch:
+    """What this epoch has shown to all processes together; nothing was validated yet."""
+    now, before = asdict(run.strategy.passes), asdict(run.counted)
+    everybody = run.crew.gather((asdict(run.ledger.tally), {name: now[name] - before[name] for name in now}))
+    sums = [{name: sum(each[i][name] for each in everybody) for name in everybody[0][i]} for i in (0, 1)]
+    rate = run.optimizers["model"].param_groups[0]["lr"]
+    means = Tally(**sums[0]).means()
+    return Epoch(run.epoch + 1, (run.epoch + 1) * run.batches, *means, lr=rate, seconds=run.seconds, **sums[1])

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from sparring.training.callbacks import Callback
 from sparring.training.checkpoint import weights
 from sparring.training.feed import Chunk, Feed, groups
 from sparring.training.history import Epoch, Progress
-from sparring.training.ledger import Ledger, NotFinite, Tally
+from sparring.training.ledger import Ledger, NotFinite, epoch_row
 from sparring.training.limits import Limits
 from sparring.training.losses import Batch, Loss, set_aside
 from sparring.training.optimizing import Rates, Tuning
@@ -262,14 +262,12 @@ class Run:
         self.roll_back()
         assert self.good is not None
         epoch = self.good.get("epoch", len(self.history))  # earlier versions did not keep it
-        where = f"after epoch {epoch}" if epoch else "before training"
-        raise FloatingPointError(
-            f"{found}; the weights are as they were {'where this start began' if self._midway else where}"
-        ) from None
+        where = "where this start began" if self._midway else f"after epoch {epoch}" if epoch else "before training"
+        raise FloatingPointError(f"{found}; the weights are as they were {where}") from None
 
     def _close(self) -> None:
         """The end of an epoch: validate, remember the best, let callbacks look, keep."""
-        row = self._row()
+        row = epoch_row(self)
         due = (self.epoch + 1) % self.evaluate_every == 0 or self.epoch + 1 == self.epochs
         if due:
             settle(self)
@@ -289,15 +287,6 @@ class Run:
         self.counted = copy.copy(self.strategy.passes)
         self.keep(self)
 
-    def _row(self) -> Epoch:
-        now, before = asdict(self.strategy.passes), asdict(self.counted)
-        everybody = self.crew.gather((asdict(self.ledger.tally), {name: now[name] - before[name] for name in now}))
-        sums = [{name: sum(each[i][name] for each in everybody) for name in everybody[0][i]} for i in (0, 1)]
-        rate = self.optimizers["model"].param_groups[0]["lr"]
-        batches = (self.epoch + 1) * self.batches
-        means = Tally(**sums[0]).means()
-        return Epoch(self.epoch + 1, batches, *means, lr=rate, seconds=self.seconds, **sums[1])
-
     def _validated(self, row: Epoch) -> Epoch:
         assert self.validation is not None
 
@@ -316,9 +305,8 @@ class Run:
             raise
         except BrokenModel as found:
             raise NotFinite(f"{found},", self.epoch, self.position - 1) from None
-        seconds = time.monotonic() - start
         return replace(
-            row, validation_accuracy=clean, validation_robust_accuracy=robust, validation_seconds=seconds,
+            row, validation_accuracy=clean, validation_robust_accuracy=robust, validation_seconds=time.monotonic() - start,
             validation_adversarial_branch_accuracy=other[0], validation_adversarial_branch_robust_accuracy=other[1],
         )  # fmt: skip
 
