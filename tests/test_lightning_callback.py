@@ -112,6 +112,18 @@ def test_trains_as_the_strategy_does(against: Any, strategy: Strategy) -> None:
     assert (mine is None and theirs is None) or mine.forwards == theirs.forwards == 9
 
 
+def test_a_part_of_one_sample_is_crafted_beside_its_neighbour() -> None:
+    """Half of a last batch of two: alone it would have no batch statistics."""
+    module = Own()
+    data = TensorDataset(X[:10], Y[:10])
+    trainer(AdversarialCallback(sp.Mixed(sp.FGSM(THREAT), alpha=0.5, fraction=0.5, bn="batch")), max_epochs=1).fit(
+        module, DataLoader(data, batch_size=8)
+    )
+    assert [len(batch[0]) for batch in module.given] == [8, 2]
+    changed = [(batch[0] - own).abs().amax(1) > 0 for batch, own in zip(module.given, (X[:8], X[8:10]), strict=True)]
+    assert [each.tolist() for each in changed] == [[True] * 4 + [False] * 4, [True, False]]
+
+
 def test_another_trainer_begins_anew() -> None:
     """What was kept for the samples was of another training."""
     data = Indexed(TensorDataset(X, Y))

@@ -20,7 +20,7 @@ from sparring.lightning.reading import check_forward, network_in
 from sparring.threat import Threat
 from sparring.training.losses import Batch
 from sparring.training.strategy import Strategy
-from sparring.training.supervised import AdversarialTraining, Mixed, PGDTraining, first
+from sparring.training.supervised import AdversarialTraining, Mixed, PGDTraining
 from sparring.training.validation import threat_of
 
 if TYPE_CHECKING:
@@ -118,9 +118,8 @@ class Sparring(Host):
         asked = Batch(x.detach(), y, indices, strategy.batches)
         strategy.statistics.check(model, x)
         strategy.batches += 1
-        some = asked if strategy.fraction == 1 else first(asked, round(strategy.fraction * len(y)))
         with joined(strategy, trainer, x):
-            made = strategy.examples(model, some) if len(some.y) else None
+            made = strategy.adversarial_part(model, asked)
         return batch if made is None else fields.put(batch, torch.cat([made, asked.x[len(made) :]]))
 
     def _logits(self, pl_module: Any) -> nn.Module:

@@ -80,19 +80,23 @@ class AdversarialTraining(Strategy):
         """Whether clean and adversarial samples both are learned from, and can have statistics of their own."""
         return 0 < self.alpha < 1
 
-    def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
+    def adversarial_part(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        """Examples of the first `fraction` of the batch; None where these are none, or shall be learned from as they are."""
         count = len(batch.x) if self.fraction == 1 else round(self.fraction * len(batch.x))
-        some = first(batch, count)
+        if not count:
+            return None
         # one sample alone has no batch statistics: its neighbour climbs beside it
-        crafted = first(batch, 2) if count == 1 and self.statistics.mixes else some
-        made = self.examples(model, crafted) if count and self.alpha < 1 else None
-        made = made if made is None else made[:count]
+        made = self.examples(model, first(batch, 2 if count == 1 and self.statistics.mixes else count))
+        return None if made is None else made[:count]
+
+    def losses(self, model: nn.Module, batch: Batch) -> Iterator[Loss]:
+        made = self.adversarial_part(model, batch) if self.alpha < 1 else None
         if made is None:
             shown = [Shown("clean", batch.x, batch.y, 1.0)]
         else:
-            clean = slice(0 if self.fraction == 1 else count, None)
+            clean = slice(0 if self.fraction == 1 else len(made), None)
             shown = [Shown("clean", batch.x[clean], batch.y[clean], self.alpha)]
-            shown += [Shown("adversarial", made, some.y, 1 - self.alpha)]
+            shown += [Shown("adversarial", made, batch.y[: len(made)], 1 - self.alpha)]
         yield Loss(lambda seen: self._mean(seen, model, [each for each in shown if each.weight and len(each.y)]))
 
     def _mean(self, seen: Seen, model: nn.Module, shown: list[Shown]) -> Tensor:
