@@ -29,6 +29,11 @@ def layers(model: nn.Module) -> list[_BatchNorm]:
     return [layer for layer in known if layer.track_running_stats and layer.running_mean is not None]
 
 
+def live_norms(model: nn.Module, x: Any = None) -> list[Norm]:
+    """These layers, and the modules that give buffers of their own to batch_norm, that are not frozen. x: see `own_norms`."""
+    return [*layers(model), *(norm for norm in own_norms(model, x) if norm.training)]
+
+
 @contextmanager
 def batch_statistics(chosen: Sequence[Norm]) -> Iterator[None]:
     """These layers normalise with the batch's own statistics and leave the running ones alone."""
@@ -110,9 +115,9 @@ class Statistics:
     def check(self, model: nn.Module, x: Tensor) -> None:
         """ValueError for a batch without statistics, or nothing to split. Looks at layers' modes before they are borrowed."""
         self._modes = [(module, module.training) for module in model.modules()]
-        own = own_norms(model, x)
-        self._layers = [*layers(model), *(norm for norm in own if norm.training)]
-        if self.policy == "split" and not own and not any(isinstance(module, _BatchNorm) for module, _ in self._modes):
+        self._layers = live_norms(model, x)
+        known = any(isinstance(module, _BatchNorm) for module, _ in self._modes) or own_norms(model)  # frozen ones, too
+        if self.policy == "split" and not known:
             raise ValueError("bn='split': the model has no BatchNorm layer to split; use sp.Mixed with bn='auto'")
         if self._layers and len(x) == 1:
             raise ValueError(

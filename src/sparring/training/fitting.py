@@ -17,7 +17,6 @@ from sparring.evaluation.randomness import OwnRandomness
 from sparring.training import optimizing
 from sparring.training.augmentation import AUGMENTATIONS
 from sparring.training.averaging import Average
-from sparring.training.batchnorm import BRANCHES
 from sparring.training.callbacks import Callback
 from sparring.training.checkpoint import core
 from sparring.training.feed import Feed
@@ -65,9 +64,10 @@ class FitResult:
         """
         if self.best_weights is None:
             raise ValueError("no epoch was validated, so none is known to be the best: give validation data")
-        if branch not in BRANCHES or (branch == "adversarial" and self.best_adversarial is None):
+        weights = {"clean": self.best_weights, "adversarial": self.best_adversarial}.get(branch)
+        if weights is None:
             raise ValueError(f"branch={branch!r}: expected 'clean', or 'adversarial' after a training with bn='split'")
-        core(model).load_state_dict((self.best_adversarial if branch == "adversarial" else None) or self.best_weights)
+        core(model).load_state_dict(weights)
         return model
 
     def __repr__(self) -> str:

@@ -95,6 +95,8 @@ def set_aside(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     kept = [(p, p.grad) for p in parameters]
     for p, _ in kept:
         p.grad = None
-    yield
-    for p, gradient in kept:
-        p.grad = gradient
+    try:
+        yield
+    finally:
+        for p, gradient in kept:
+            p.grad = gradient

@@ -143,9 +143,9 @@ def own_norms(model: nn.Module, x: Any = None) -> list[OwnNorm]:
     x: inputs, of which two are shown to a model that it has not seen before and that has buffers which may be such; others
     cost nothing. None: a model that has not been seen is not looked at, and none of its modules are known.
     """
-    if not may_have_own_norms(model):
-        return []
     possible = [name for name, module in model.named_modules() if may_be_norm(module)]
+    if not possible:
+        return []
     known, calls = _SEEN.get(model, ([], []))
     if known != possible and x is None:
         return []

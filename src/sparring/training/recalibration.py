@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import all_reduce, is_available, is_initialized
 
-from sparring.training.batchnorm import BRANCHES, layers
+from sparring.training.batchnorm import BRANCHES, live_norms
 from sparring.training.losses import Batch
 from sparring.training.modes import as_in_training
-from sparring.training.own_norms import Norm, listening, may_have_own_norms, own_norms
+from sparring.training.own_norms import Norm, listening, may_have_own_norms
 from sparring.training.strategy import Strategy
 
 BATCH = 128
@@ -102,9 +102,8 @@ def recalibrate(model: nn.Module, data: Any, strategy: Strategy | None = None, b
         given = _batches(data, place)
         looks = may_have_own_norms(inner)  # and shows which are such
         first = list(islice(given, looks))
-        chosen: list[Norm] = [*layers(inner)]
-        chosen += [norm for batch in first for norm in own_norms(inner, batch.x) if norm.training]
-        if not chosen and bool(first) == looks:
+        chosen = live_norms(inner, first[0].x if first else None)
+        if not chosen and (first or not looks):
             return
         split = strategy is not None and strategy.bn == "split"
         if split and strategy is not None:

@@ -18,12 +18,12 @@ from sparring.borrow import Borrowed, borrow
 from sparring.noise import Noise
 from sparring.objective import check_label_range
 from sparring.threat import Threat
-from sparring.training.batchnorm import BUFFERS, batch_statistics, layers
+from sparring.training.batchnorm import BUFFERS, batch_statistics, live_norms
 from sparring.training.crafting import craft
 from sparring.training.fast import slope
 from sparring.training.losses import Batch
 from sparring.training.modes import as_in_training
-from sparring.training.own_norms import Norm, OwnNorm, listening, own_norms
+from sparring.training.own_norms import Norm, OwnNorm, listening
 from sparring.training.recalibration import Sums
 
 MODES = ("running", "batch")
@@ -136,8 +136,7 @@ def not_finite(model: nn.Module) -> list[str]:
 def looking(model: nn.Module, x: Tensor) -> Iterator[tuple[Borrowed, list[Norm]]]:
     """The model borrowed, and its BatchNorm layers that are not frozen. x: inputs of it."""
     with as_in_training(model):
-        live: list[Norm] = [*layers(model)]
-        live += [norm for norm in own_norms(model, x) if norm.training]
+        live = live_norms(model, x)
     with borrow(model) as borrowed:
         yield borrowed, live
 

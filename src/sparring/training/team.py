@@ -12,8 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparring.evaluation.together import Team, joined, processes
-from sparring.training.batchnorm import layers
-from sparring.training.own_norms import Norm, own_norms
+from sparring.training.batchnorm import live_norms
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,7 @@ class Crew:
 
         samples: that this process's gradients are the mean of.
         """
-        live: list[Norm] = [*layers(model)]
-        live += [norm for norm in own_norms(model) if norm.training]
-        norms = [tensor for layer in live for tensor in (layer.running_mean, layer.running_var)]
+        norms = [tensor for layer in live_norms(model) for tensor in (layer.running_mean, layer.running_var)]
         tensors = [p.grad for p in parameters if p.grad is not None] + [t for t in norms if t is not None]
         tail = torch.cat([flags.new_tensor([samples]), flags])
         distributed.all_reduce(tail, group=self.group)
