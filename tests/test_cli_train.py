@@ -98,6 +98,16 @@ def test_settings_from_a_file(place: Path, capsys: pytest.CaptureFixture[str]) -
     assert "--eps 8/255" in document["evaluate"]
 
 
+def test_both_branches_of_advprop_are_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(strategy="advprop", epochs="1")) == DONE
+    told = " ".join(capsys.readouterr().out.split())
+    row = json.loads(Path("run/history.json").read_text())["epochs"][0]
+    clean, robust = row["validation_adversarial_branch_accuracy"], row["validation_adversarial_branch_robust_accuracy"]
+    assert f'branch "adversarial": clean {clean:.1%}, robust {robust:.1%}' in told
+    assert "best_adversarial.safetensors" in told
+    assert Path("run/best_adversarial.safetensors").is_file()
+
+
 @pytest.mark.parametrize("strategy", [name for name in TAKES if name not in ("yopo", "fast-fgsm", "pgd")])
 def test_every_strategy_by_name(place: Path, strategy: str, capsys: pytest.CaptureFixture[str]) -> None:
     more: list[str] = []

@@ -178,6 +178,8 @@ def _tell(settings: TrainSettings, result: "FitResult", out: Path, eps: str, old
     if last is not None:
         rows = {"best": result.best, "last": last}
         table([epoch_row(name, row) for name, row in rows.items() if row is not None])
+        if result.best_adversarial is not None and result.best is not None:
+            say(f"best, at most: {result.best.standing} (its weights: best_adversarial.safetensors)")
         say(f"{sum(epoch.seconds for epoch in result.history):.0f} s of training. Weights, history and log: {out}")
     if not result.finished:
         say("Time ran out: the same command goes on from there (with another --time-limit, or without).", style="bold")
