@@ -31,13 +31,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparring as sp
-from machine import table
+from gtsrb_tables import draw, show
+from machine import facts
 from sparring import zoo
 from sparring.training.batchnorm import batch_statistics, layers
 from sparring.training.crafting import craft
@@ -239,6 +239,8 @@ def read(out: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for line in out.read_text().splitlines() if out.exists() else ():
         record = json.loads(line)
+        if "cell" not in record:
+            continue
         before = found.setdefault((record["cell"], record["seed"]), [])
         if before and record["samples"] <= before[-1]["samples"]:
             before.clear()
@@ -246,78 +248,21 @@ def read(out: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
     return found
 
 
+def write(record: dict[str, Any], out: Path) -> None:
+    with out.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    print(record, flush=True)
+
+
 def run(names: list[str], seeds: list[int], samples: int, out: Path) -> None:
+    write({"kind": "machine", **facts(seeds[0])}, out)
     for seed in seeds:
         for name in names:
             known = read(out).get((name, seed), [])
             if known and known[-1]["samples"] + EVERY > samples:
                 continue
             for record in train(Cell(name, seed), samples):
-                with out.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
-                print(record, flush=True)
-
-
-def show(found: dict[tuple[str, int], list[dict[str, Any]]]) -> None:
-    """Each cell's accuracies at its end, in percent: training ones of the last EVERY samples, held-out ones of HELD_OUT signs."""
-    rows = []
-    for (name, seed), records in sorted(found.items(), key=lambda item: (order(item[0][0]), item[0][1])):
-        last = records[-1]
-        values = [last.get(key) for key in ("clean", "adversarial", "batch", "eval", "recalibrated")]
-        rows.append(
-            [name, str(seed), f"{last['samples']:,}", *("–" if v is None else f"{100 * v:.1f}" for v in values)]
-        )
-    head = [
-        "cell",
-        "seed",
-        "samples",
-        "train clean",
-        "train adv.",
-        "held out, batch",
-        "held out, eval",
-        "eval recalibrated",
-    ]
-    table("German traffic signs: accuracy in percent", head, rows)
-
-
-def order(name: str) -> int:
-    """Cells in the order of the lists above."""
-    known = [*MAIN, *CURES, *CONTROLS]
-    return known.index(name) if name in known else len(known)
-
-
-DRAWN = {
-    "64th/0.01/inference": ("C3", "-", "inputs at 1/64, momentum .01, all in inference mode: the case"),
-    "64th/0.1/inference": ("C1", "-", "… momentum .1"),
-    "right/0.01/inference": ("C0", "-", "inputs as in pretraining, momentum .01"),
-    "right/0.1/inference": ("C9", "-", "… momentum .1"),
-    "64th/0.01/inference/recalibrated": ("C3", ":", "the case, statistics taken anew before the first batch"),
-    "64th/0.01/auto": ("C2", "-", 'the case with bn="auto"'),
-    "64th/0.01/clean": ("0.6", "--", "1/64, clean training"),
-    "right/0.01/clean": ("0.2", "--", "as in pretraining, clean training"),
-}
-
-
-def draw(found: dict[tuple[str, int], list[dict[str, Any]]], path: Path) -> None:
-    """Held-out accuracy while training, with batch and with running statistics; thin lines: more seeds."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for ax, key, title in zip(axes, ("batch", "eval"), ("with batch statistics", "in eval mode"), strict=True):
-        for name, (colour, style, label) in DRAWN.items():
-            for (cell, seed), records in sorted(found.items()):
-                if cell == name:
-                    points = [(r["samples"], 100 * r[key]) for r in records]
-                    ax.plot(*zip(*points, strict=True), style, color=colour, lw=1.8 if seed == 0 else 0.8,
-                            label=label if seed == 0 else None)  # fmt: skip
-                    if key == "eval" and "recalibrated" in records[-1] and seed == 0:
-                        ax.plot([records[-1]["samples"]], [100 * records[-1]["recalibrated"]], "o", color=colour, ms=6)
-        ax.set(title=f"Held-out signs, {title}", xlabel="training samples")
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set(ylabel="accuracy, %", ylim=(0, 60))  # room for the legend
-    axes[1].annotate("dots: after sp.recalibrate", (0.03, 0.95), xycoords="axes fraction", color="0.4", fontsize=8)
-    axes[0].legend(frameon=False, fontsize=7.5, loc="upper left")
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=110)
+                write(record, out)
 
 
 def main() -> None:
