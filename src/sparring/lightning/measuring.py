@@ -16,10 +16,13 @@ from sparring.borrow import borrow
 from sparring.evaluation.together import Team
 from sparring.objective import predict
 from sparring.threat import Threat
+from sparring.training.losses import Loss
 from sparring.training.settings import PRECISIONS
 from sparring.training.strategy import Strategy
 from sparring.training.team import Crew
 from sparring.training.validation import STEPS
+
+NAMES = {"clean": "clean_accuracy", "adversarial": "robust_accuracy"}
 
 
 def precision(trainer: Any) -> torch.dtype | None:
@@ -88,3 +91,13 @@ def measured(
                 in_precision(attack, cast)(model, x[some], y[some], indices=indices[some.cpu()]).prediction == y[some]
             )
         return clean, robust
+
+
+def tally(sums: dict[str, tuple[Tensor, int]], loss: Loss, count: int) -> None:
+    """Adds what this loss has shown. One without answers, such as YOPO's of the first layer, is no mean over samples."""
+    shown = {NAMES[name]: found for name, found in loss.seen.right.items() if name in NAMES}
+    if loss.seen.right:
+        shown["loss"] = (loss.value.detach() * count, count)
+    for name, (total, number) in shown.items():
+        before = sums.get(name, (0, 0))
+        sums[name] = (before[0] + total, before[1] + number)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,9 +15,10 @@ from sparring.attacks.base import Attack
 from sparring.lightning import states
 from sparring.lightning.batches import Fields, Names, learned, parted, places
 from sparring.lightning.limits import refuse, refuse_by_hand
-from sparring.lightning.measuring import joined, measured, precision, short_attack
+from sparring.lightning.measuring import NAMES, joined, measured, precision, short_attack, tally
+from sparring.lightning.settling import Recent
 from sparring.training import fit, optimizing
-from sparring.training.averaging import Average
+from sparring.training.averaging import deployed
 from sparring.training.ledger import NotFinite
 from sparring.training.losses import Batch, Loss, set_aside
 from sparring.training.optimizing import Optimizer, Rates, Schedule, Tuning
@@ -36,7 +36,6 @@ else:
     Host = object  # the namespace's own LightningModule comes in with the class that a user sees
 
 EVERY = 20  # batches between two looks at what lies on a GPU
-NAMES = {"clean": "clean_accuracy", "adversarial": "robust_accuracy"}
 STATE = "sparring"  # in a checkpoint
 
 
@@ -46,7 +45,7 @@ class Adversarial(Host):
     model: maps float inputs (B, *S) to logits (B, C); may be compiled, `torch.compile(net)`. One whose root is in eval mode is
     switched to train mode when training begins. `module.model` has the weights, `module(x)` gives its logits.
     strategy: such as `sp.YOPO(sp.Linf(8/255))`, also with parts round it: weights that `sp.EMA` or `sp.SWA` averages are
-    what is validated, tested and predicted with; see `recalibrate`. Its state is in the checkpoint.
+    what is validated, tested and predicted with. Its state is in the checkpoint.
     optimizer, lr, momentum, weight_decay, schedule, max_grad_norm, accumulate: as in `sp.fit`. warmup: in epochs. Optimisation
     is manual, so clipping and accumulation are set here, not in the Trainer. The schedule ends where `max_epochs` or
     `max_steps` does, and a strategy of several updates a batch takes as many of Lightning's global steps.
@@ -96,6 +95,7 @@ class Adversarial(Host):
         self._unit = 0  # samples that count as one loss
         self._seen = 0  # samples of this validation so far
         self._bad = torch.zeros((), dtype=torch.float64)
+        self._recent = Recent()
         self._sound = Soundness([self], states.gathered)
         told = {"strategy_name": strategy.name, "strategy_settings": strategy.settings()}
         plain = {
@@ -108,18 +108,15 @@ class Adversarial(Host):
         logits: Tensor = self.model(x)
         return logits
 
-    @contextmanager
-    def deployed(self) -> Iterator[None]:
+    def deployed(self) -> AbstractContextManager[None]:
         """The model with the weights that it will be used with: averaged ones, where the strategy has a part that averages."""
-        averages = [part for part in self.strategy.parts if isinstance(part, Average)]
-        with averages[-1].applied(self.model) if averages else nullcontext():
-            yield
+        return deployed(self.model, self.strategy)
 
     def recalibrate(self, data: Any, batches: int | None = BATCHES) -> None:
         """Takes the BatchNorm statistics of the `deployed` network anew, from so many batches of the training mixture.
 
-        data: batches as `sp.recalibrate` takes them, best of the training data. To be called after training, before the
-        averaged network is tested, predicted with, saved or exported; afterwards the average keeps what it was given.
+        data: batches as `sp.recalibrate` takes them, best of the training data; for others than the last batches, from which
+        it happens before each validation and at the end of each epoch. An average keeps what it was given.
         """
         with self.deployed():
             recalibrate(self.model, data, self.strategy, batches)
@@ -186,9 +183,10 @@ class Adversarial(Host):
         sums: dict[str, tuple[Tensor, int]] = {}
         updates: set[str] = set()
         with joined(self.strategy, trainer, x):
-            for loss in self.strategy(self.model, Batch(x, y, indices, extras=extras)):
+            asked = Batch(x, y, indices, extras=extras)
+            for loss in self.strategy(self.model, asked):
                 self._backward(loss, count / self._unit)
-                _add(sums, loss, count)
+                tally(sums, loss, count)
                 if self.settings["accumulate"] > 1 and loss.update and loss.owner in updates:
                     raise ValueError(
                         f"accumulate={self.settings['accumulate']}: {self.strategy.name} steps more than once a batch; use "
@@ -198,6 +196,7 @@ class Adversarial(Host):
                 if loss.update and last:
                     self._update(loss.owner)
                 loss.update = loss.update and last
+        self._recent.add(self.strategy, asked)
         if last:
             self._rates.stepped()
             self._held = self._samples = 0
@@ -270,6 +269,15 @@ class Adversarial(Host):
     def _log(self, name: str, value: Tensor, count: int) -> None:
         self.log(name, value, on_step=False, on_epoch=True, prog_bar=True, batch_size=count, sync_dist=True)
 
+    def on_validation_model_eval(self) -> None:
+        """The last moment at which frozen layers are told from others."""
+        if self.trainer.state.fn == "fit":
+            self._recent.settle(self.model, self.strategy, self.trainer)
+        super().on_validation_model_eval()
+
+    def on_train_epoch_end(self) -> None:
+        self._recent.settle(self.model, self.strategy, self.trainer)
+
     def on_validation_epoch_start(self) -> None:
         self._seen = 0
 
@@ -308,13 +316,3 @@ class Adversarial(Host):
         state, trainer = checkpoint[STATE], self._trainer
         states.restore(self.strategy, state, training=trainer is not None and trainer.state.fn == "fit")
         self._rates.load_state_dict(state["rates"])
-
-
-def _add(sums: dict[str, tuple[Tensor, int]], loss: Loss, count: int) -> None:
-    """What this loss has shown. One without answers, such as YOPO's of the first layer, is no mean over samples."""
-    shown = {NAMES[name]: found for name, found in loss.seen.right.items() if name in NAMES}
-    if loss.seen.right:
-        shown["loss"] = (loss.value.detach() * count, count)
-    for name, (total, number) in shown.items():
-        before = sums.get(name, (0, 0))
-        sums[name] = (before[0] + total, before[1] + number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,19 @@ class Average(Part):
         self.count, self._steps = state["count"], state["steps"]
         self._average = {name: value.clone() for name, value in state["average"].items()}
         self._masks = None
+
+
+def averages(strategy: Strategy) -> list[Average]:
+    """The parts round it that average weights."""
+    return [part for part in strategy.parts if isinstance(part, Average)]
+
+
+@contextmanager
+def deployed(model: nn.Module, strategy: Strategy) -> Iterator[None]:
+    """The model with the weights that it will be used with: averaged ones, where the strategy has a part that averages."""
+    found = averages(strategy)
+    with found[-1].applied(model) if found else nullcontext():
+        yield
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparring.objective import BrokenModel
-from sparring.training.averaging import Average
+from sparring.training.averaging import deployed
 from sparring.training.callbacks import Callback
 from sparring.training.checkpoint import weights
 from sparring.training.feed import Chunk, Feed, groups
@@ -124,12 +124,9 @@ class Run:
         put_back(self, self.good)
         self._rolled = True
 
-    @contextmanager
-    def deployed(self) -> Iterator[None]:
+    def deployed(self) -> AbstractContextManager[None]:
         """The model with the weights that it will be used with: averaged ones, where the strategy has a part that averages."""
-        averages = [part for part in self.strategy.parts if isinstance(part, Average)]
-        with averages[-1].applied(self.model) if averages else nullcontext():
-            yield
+        return deployed(self.model, self.strategy)
 
     @property
     def splits(self) -> bool:

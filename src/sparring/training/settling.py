@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
-from sparring.training.averaging import Average
+from torch import nn
+
+from sparring.training.averaging import averages, deployed
+from sparring.training.losses import Batch
 from sparring.training.recalibration import recalibrate
+from sparring.training.strategy import Strategy
 
 if TYPE_CHECKING:
     from sparring.training.run import Run
@@ -18,22 +23,33 @@ BEHIND = (
 
 
 def settle(run: Run) -> None:
+    """Before validation: `settled`, from batches of this epoch, and a note where statistics were left behind."""
+    order = run.feed.order(run.epoch)[-BATCHES:]
+
+    def batches() -> Iterator[Batch]:
+        return map(run.prepared, run.feed.batches(run.epoch, order))
+
+    behind = settled(run.model, run.strategy, batches, run.crew.gather)
+    if behind and all(note["text"] != BEHIND for note in run.notes):
+        run.note(BEHIND)
+
+
+def settled(
+    model: nn.Module,
+    strategy: Strategy,
+    batches: Callable[[], Iterable[Batch]],
+    gather: Callable[[Any], list[Any]],
+) -> bool:
     """Takes running statistics anew from the training mixture where they belong to no network that was trained.
 
     Those of means of weights never do (EMA, SWA). Those that a slow momentum leaves behind, or that came with a pretrained
-    network on other data, are corrected in the network itself, too, and with a note: in eval mode it would be another one.
+    network on other data, are corrected in the network itself, too: in eval mode it would be another one. Returns whether
+    they were behind. gather: every process's value.
     """
-    behind = any(run.crew.gather(run.strategy.statistics.apart))
-    averaged = any(isinstance(part, Average) and part.count for part in run.strategy.parts)
+    behind = any(gather(strategy.statistics.apart))
     if behind:
-        _recalibrate(run)
-        if all(note["text"] != BEHIND for note in run.notes):
-            run.note(BEHIND)
-    if averaged:
-        with run.deployed():
-            _recalibrate(run)
-
-
-def _recalibrate(run: Run) -> None:
-    order = run.feed.order(run.epoch)[:BATCHES]
-    recalibrate(run.model, map(run.prepared, run.feed.batches(run.epoch, order)), run.strategy)
+        recalibrate(model, batches(), strategy)
+    if any(part.count for part in averages(strategy)):
+        with deployed(model, strategy):
+            recalibrate(model, batches(), strategy)
+    return behind
