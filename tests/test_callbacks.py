@@ -424,11 +424,24 @@ def test_gradient_norms(tmp_path: Path) -> None:
     assert numbers["test_input_gradient_zero"] == 1
 
 
-def test_batchnorm_drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class OwnNorm(nn.Module):
+    """A user's own layer, with buffers of its own."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(features))
+        self.register_buffer("running_var", torch.ones(features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, training=self.training)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, OwnNorm])
+def test_batchnorm_drift(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
     draw = drift.layer_bars
     monkeypatch.setattr(drift, "layer_bars", lambda *given, **named: told.append(given) or draw(*given, **named))
-    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Linear(192, 4))
+    net = nn.Sequential(nn.Flatten(), kind(192), nn.Linear(192, 4))
     module = Own(net)
     run = trainer(tmp_path, BatchNormDrift(interval=1, samples=24))
     with warnings.catch_warnings(record=True) as caught:

@@ -81,6 +81,11 @@ class Own(nn.Module):
 own = network().insert(1, Own().double())
 fit(own, (x, y), Standard(), epochs=1, batch_size=20, validation=False)
 told["own"] = [float(own[1].mean.sum()), float(own[1].var.sum())]
+split = network(norm=True)
+advprop = sp.AdvProp(sp.FGSM(threat))
+fit(split, (x, y), advprop, epochs=1, batch_size=20, validation=False)
+with advprop.statistics.branch(split, "adversarial"):
+    told["adversarial"] = [float(split[1].running_mean.sum()), float(split[1].running_var.sum())]
 told["errors"] = []
 
 
@@ -152,6 +157,7 @@ def test_processes_stay_together(place: Path) -> None:
     a, b = told(place, "two", 0), told(place, "two", 1)
     assert a["norm"] == b["norm"], "running statistics are averaged with the gradients"
     assert a["own"] == b["own"], "those in buffers of one's own, too"
+    assert a["adversarial"] == b["adversarial"], "those of the other branch, too"
     assert a["errors"] == b["errors"]
     assert "the loss is nan in epoch 1, batch" in a["errors"][0]
     assert a["errors"][-1].startswith("NaN or inf in inner.")

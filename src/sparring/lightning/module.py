@@ -231,7 +231,8 @@ class Adversarial(Host):
                 if p.grad is not None:
                     p.grad.mul_(self._unit / self._samples)
         if self.strategy.crew is not None:
-            self._bad = self.strategy.crew.average(self.model, parameters, self._samples, self._bad[None])[0]
+            running = self.strategy.statistics.running()
+            self._bad = self.strategy.crew.average(running, parameters, self._samples, self._bad[None])[0]
             if self.device.type == "cpu":
                 self._check_finite()
         optimizer.step()

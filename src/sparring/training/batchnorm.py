@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -32,6 +32,12 @@ def layers(model: nn.Module) -> list[_BatchNorm]:
 def live_norms(model: nn.Module, x: Any = None) -> list[Norm]:
     """These layers, and the modules that give buffers of their own to batch_norm, that are not frozen. x: see `own_norms`."""
     return [*layers(model), *(norm for norm in own_norms(model, x) if norm.training)]
+
+
+def names_of(model: nn.Module, norms: Iterable[Norm]) -> list[str]:
+    """The submodules' names that these have in the model."""
+    names = {module: name for name, module in model.named_modules()}
+    return [norm.name if isinstance(norm, OwnNorm) else names[norm] for norm in norms]
 
 
 @contextmanager
@@ -101,6 +107,12 @@ class Statistics:
     def live(self) -> list[Norm]:
         """The layers that are not frozen, of the model that `check` has seen last."""
         return self._layers
+
+    def running(self) -> list[Tensor]:
+        """Running means and variances of the live layers, in both branches."""
+        own = [buffer for layer in self._layers for buffer in (layer.running_mean, layer.running_var)]
+        second = [buffer for held in self._second.values() for buffer in held.values()]
+        return [buffer for buffer in (*own, *second) if buffer is not None and buffer.is_floating_point()]
 
     @property
     def mixes(self) -> bool:

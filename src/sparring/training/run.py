@@ -218,7 +218,7 @@ class Run:
         if self.crew.size > 1:
             asked = torch.tensor([self.limits.stop, self.limits.save], dtype=torch.float64, device=self.device)
             flags = torch.cat([self._bad[None], asked])
-            self._flags = self.crew.average(self.model, parameters, samples, flags)
+            self._flags = self.crew.average(self.strategy.statistics.running(), parameters, samples, flags)
             if self._on_cpu and self._flags[0] > 0:
                 raise NotFinite("the loss is nan", self.epoch, self.position)
         if self.scaler is not None:

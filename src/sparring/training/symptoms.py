@@ -18,12 +18,12 @@ from sparring.borrow import Borrowed, borrow
 from sparring.noise import Noise
 from sparring.objective import check_label_range
 from sparring.threat import Threat
-from sparring.training.batchnorm import BUFFERS, batch_statistics, live_norms
+from sparring.training.batchnorm import BUFFERS, batch_statistics, live_norms, names_of
 from sparring.training.crafting import craft
 from sparring.training.fast import slope
 from sparring.training.losses import Batch
 from sparring.training.modes import as_in_training
-from sparring.training.own_norms import Norm, OwnNorm, listening
+from sparring.training.own_norms import Norm, listening
 from sparring.training.recalibration import Sums
 
 MODES = ("running", "batch")
@@ -173,7 +173,6 @@ class Examination:
     def drift(self) -> list[LayerDrift]:
         """Of every layer that is not frozen and runs, while each batch is normalised with its own statistics."""
         sums: dict[Norm, Sums] = {}  # in the order in which they run
-        names = {module: name for name, module in self.model.named_modules()}
 
         def heard(layer: Norm, x: Tensor, moving: bool) -> None:
             if layer not in sums:
@@ -183,10 +182,7 @@ class Examination:
         with looking(self.model, self.batches[0].x) as (borrowed, live), batch_statistics(live), listening(live, heard):
             for batch in self.batches:
                 borrowed.look(batch.x, {})
-        return [
-            _drift(layer.name if isinstance(layer, OwnNorm) else names[layer], layer, found)
-            for layer, found in sums.items()
-        ]
+        return [_drift(name, layer, sums[layer]) for name, layer in zip(names_of(self.model, sums), sums)]
 
     def attacked(self, threat: Threat, mode: str, steps: int = STEPS) -> Attacked:
         fewer = PGD(threat, steps, 2.5 * float(threat.eps) / steps)

@@ -12,7 +12,6 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparring.evaluation.together import Team, joined, processes
-from sparring.training.batchnorm import live_norms
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,12 @@ class Crew:
             for tensor in [*module.parameters(), *module.buffers()]:
                 distributed.broadcast(tensor.detach(), 0, group=self.group)
 
-    def average(self, model: nn.Module, parameters: Sequence[Tensor], samples: int, flags: Tensor) -> Tensor:
+    def average(self, running: Sequence[Tensor], parameters: Sequence[Tensor], samples: int, flags: Tensor) -> Tensor:
         """Gradients, and BatchNorm's running statistics, become the means over all samples; the flags are summed.
 
         samples: that this process's gradients are the mean of.
         """
-        norms = [tensor for layer in live_norms(model) for tensor in (layer.running_mean, layer.running_var)]
-        tensors = [p.grad for p in parameters if p.grad is not None] + [t for t in norms if t is not None]
+        tensors = [p.grad for p in parameters if p.grad is not None] + list(running)
         tail = torch.cat([flags.new_tensor([samples]), flags])
         distributed.all_reduce(tail, group=self.group)
         self._reduce(tensors, samples / tail[0])

@@ -13,9 +13,10 @@ from sparring.checks import check_whole
 from sparring.inspection.bars import layer_bars
 from sparring.lightning.callbacks.boards import note, show
 from sparring.lightning.callbacks.watching import EpochWatcher, Get
-from sparring.training.batchnorm import layers
+from sparring.training.batchnorm import live_norms, names_of
 from sparring.training.drift import Buffers, Drift
 from sparring.training.findings import OFF
+from sparring.training.own_norms import may_have_own_norms
 from sparring.training.symptoms import Examination
 
 
@@ -53,7 +54,8 @@ class BatchNormDrift(EpochWatcher):
         self._warned: set[str] = set()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        live = layers(self.logits(pl_module))
+        network = self.logits(pl_module)
+        live = live_norms(network, self.samples(batch, 2)[0] if may_have_own_norms(network) else None)
         if not live:
             self._drift = self._before = None
             return
@@ -73,9 +75,9 @@ class BatchNormDrift(EpochWatcher):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         if self._drift is not None and trainer.is_global_zero and self._due(trainer):
-            names = {module: name for name, module in self.logits(pl_module).named_modules()}
+            names = names_of(self.logits(pl_module), self._drift.layers)
             shift, stretch = (values.tolist() for values in self._drift.by_layer())
-            self._tell("train", trainer, [names[layer] for layer in self._drift.layers], shift, stretch)
+            self._tell("train", trainer, names, shift, stretch)
 
     def look(self, stage: str, trainer: Any, pl_module: Any, x: Tensor, y: Tensor) -> Mapping[str, float]:
         if stage == "train" or len(x) < 2:
