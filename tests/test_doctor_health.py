@@ -113,7 +113,8 @@ def train(strategy: sp.Strategy, *callbacks: Any) -> Any:
         (sp.MART(THREAT, steps=6), [("MART", 10), None]),
         (sp.TRADESYOPO(THREAT, 3, 2), [("TRADESYOPO", 6), ("TRADESYOPO", 10), None]),
         (sp.Mixed(sp.PGD(THREAT, 40)), [None]),
-        (sp.YOPO(THREAT), [None]),
+        (sp.YOPO(THREAT, 3, 2), [("YOPO", 6), ("YOPO", 10), None]),
+        (sp.GeneratorTraining(THREAT), [None]),
         (sp.Standard(), [None]),
     ],
 )
@@ -128,7 +129,8 @@ def test_what_is_safer_than_what(strategy: sp.Strategy, then: list[Any]) -> None
         assert following is not None
         assert following.name == name
         assert (
-            getattr(following, {"NFGSM": "k", "GradAlign": "weight", "TRADESYOPO": "m"}.get(name, "steps")) == setting
+            getattr(following, {"NFGSM": "k", "GradAlign": "weight", "YOPO": "m", "TRADESYOPO": "m"}.get(name, "steps"))
+            == setting
         )
         assert following.passes is strategy.passes, "what was counted and kept goes on"
         assert following.statistics is strategy.statistics
@@ -211,10 +213,11 @@ def test_the_same_strategy_with_more_steps_keeps_its_other_settings() -> None:
             "PGDTraining(schedule={0: 2}) in place of PGDTraining(schedule={0: 1})",
         ),
         (
-            sp.YOPO(THREAT, 2, 2),
-            "YOPO as it was, for no safer setting of it is known: another strategy, a lower lr or a "
+            sp.Mixed(sp.PGD(THREAT, 10)),
+            "Mixed(PGD(steps=10)) as it was, for no safer setting of it is known: another strategy, a lower lr or a "
             "smaller eps may prevent it",
         ),
+        (sp.YOPO(THREAT, 2, 2), "YOPO(m=4) in place of YOPO(m=2)"),
         (sp.NFGSM(THREAT, 4.0), "PGDTraining(steps=2) in place of NFGSM(k=4.0)"),
     ],
 )
@@ -222,6 +225,28 @@ def test_the_note_says_what_changed(strategy: sp.Strategy, said: str, monkeypatc
     monkeypatch.setattr(health, "judge", lambda _, __, history: [OVERFITTED] if len(history) == 2 else [])
     notes = train(strategy, sp.HealthCheck(16)).notes
     assert f"the weights are those of the last good epoch; training goes on with {said}" in notes
+
+
+def test_yopo_with_more_passes_steps_as_far() -> None:
+    """A step adds up the gradients of m passes: the rate that was chosen for some is too high for the sum of more."""
+
+    class Again:
+        def after_epoch(self, run: Any) -> None:
+            if run.epoch == 0:
+                run.roll_back()
+                run.strategy = sp.YOPO(THREAT, 6, 2)
+
+    ends = []
+    for m, lr in ((2, 0.06), (3, 0.04), (6, 0.02)):
+        net = network().double()
+        x, y = samples()
+        sp.fit(
+            net, (x.double(), y), sp.YOPO(THREAT, m, 2), epochs=2, batch_size=32, lr=lr, schedule="constant", validation=False,
+            callbacks=[Again()],
+        )  # fmt: skip
+        ends.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    torch.testing.assert_close(ends[0], ends[2], rtol=0, atol=1e-12)
+    torch.testing.assert_close(ends[1], ends[2], rtol=0, atol=1e-12)
 
 
 def test_a_resumed_training_has_the_strategy_it_had() -> None:

@@ -75,6 +75,7 @@ class Run:
         self.good: dict[str, Any] | None = None
         self.batches = len(self.feed.order(0))
         self.counted = copy.copy(self.strategy.passes)
+        self._summed = self.strategy.summed  # what the learning rate was chosen for
         self._parameters = {
             name: [p for group in optimizer.param_groups for p in group["params"]]
             for name, optimizer in self.optimizers.items()
@@ -149,8 +150,9 @@ class Run:
             done = self.epoch + (self.position + len(group) / 2) / len(order)
             self.rates.set(done / self.epochs)
             samples = sum(len(chunk.indices) for chunk in group)
+            share = self._summed / self.strategy.summed
             for i, chunk in enumerate(group):
-                self._batch(chunk, len(chunk.indices) / samples, samples, last=i + 1 == len(group))
+                self._batch(chunk, share * len(chunk.indices) / samples, samples, last=i + 1 == len(group))
                 self.position += 1
             self.rates.stepped()
             look = self._on_cpu or self.position % EVERY < len(group)

@@ -14,6 +14,7 @@ from sparring.training.strategy import Strategy
 from sparring.training.supervised import FGSMTraining, Mixed, PGDTraining
 from sparring.training.trades import MART, TRADES
 from sparring.training.trades_yopo import TRADESYOPO
+from sparring.training.yopo import YOPO
 
 SHARED = (*(f.name for f in fields(Strategy)), "alpha", "fraction")  # settings that one strategy takes from another
 MANY = 10  # steps that are enough
@@ -23,9 +24,9 @@ def safer(strategy: Strategy) -> Strategy | None:
     """A strategy less prone to catastrophic overfitting, that goes on where this one is; None where none is known.
 
     One step, from the sample or from a random point, becomes N-FGSM; N-FGSM, twice its noise, once, and under other norms
-    PGD of 2 steps; GradAlign, twice its weight; Free-m, PGD at as many passes a batch; what has steps takes twice as many, up
-    to 10 (in a schedule too, where 0 stay 0), and a one-step attack inside another strategy becomes PGD of 2. What stays the
-    same strategy keeps all other settings; another one takes those that both have, but for the length of a step.
+    PGD of 2 steps; GradAlign, twice its weight; Free-m, PGD at as many passes a batch; what has steps (YOPO: m) takes twice as
+    many, up to 10 (in a schedule too, where 0 stay 0), and a one-step attack inside another strategy becomes PGD of 2. What
+    stays the same strategy keeps all other settings; another one takes those that both have, but for the length of a step.
     """
     other = _other(strategy)
     if other is not None:
@@ -52,6 +53,10 @@ def _other(strategy: Strategy) -> Strategy | None:
         return replace(strategy, steps=_more(strategy.steps))
     if isinstance(strategy, TRADESYOPO) and strategy.m < MANY:
         return replace(strategy, m=_more(strategy.m))
+    if isinstance(strategy, YOPO) and strategy.m < MANY:
+        more = replace(strategy, m=_more(strategy.m))
+        more.kept = strategy.kept
+        return more
     if isinstance(strategy, Mixed | EnsembleTraining) and (attack := _stronger(strategy.attack)) is not None:
         return replace(strategy, attack=attack)
     return None
@@ -104,7 +109,7 @@ def _detail(strategy: Strategy) -> str | None:
     if isinstance(strategy, PGDTraining) and strategy.schedule is not None:
         return "schedule"
     own = {
-        "NFGSM": "k", "GradAlign": "weight", "Free": "m", "TRADESYOPO": "m",
+        "NFGSM": "k", "GradAlign": "weight", "Free": "m", "YOPO": "m", "TRADESYOPO": "m",
         "PGDTraining": "steps", "TRADES": "steps", "MART": "steps",
     }  # fmt: skip
     return own.get(strategy.name)

@@ -75,7 +75,7 @@ class YOPO(Strategy):
         self._first: First | None = None
         self._affine = False
         self._modes: list[tuple[nn.Module, bool]] = []  # in which that was found
-        self._kept = Kept()
+        self.kept = Kept()
 
     @property
     def needs_indices(self) -> bool:
@@ -141,13 +141,13 @@ class YOPO(Strategy):
         noise = Noise(self.draw_seed(batch), batch.indices)
         if not self.keep:
             return self.threat.random(batch.x, noise, "start")
-        start = self._kept.start(batch.x, batch.indices, lambda: self.threat.random(batch.x, noise, "start"))
+        start = self.kept.start(batch.x, batch.indices, lambda: self.threat.random(batch.x, noise, "start"))
         return self.threat.for_inputs(batch.x).project(batch.x, start)  # what is kept is rounded
 
     def _keep(self, batch: Batch, x: Tensor) -> None:
         if self.keep:
             assert batch.indices is not None
-            self._kept.put(batch.indices, x.detach() - batch.x, self.crew)
+            self.kept.put(batch.indices, x.detach() - batch.x, self.crew)
 
     def _find(self, model: nn.Module, batch: Batch) -> First:
         """The first layer of this model; what was found for a model holds for as long as it is the same, in the same modes."""
@@ -206,11 +206,11 @@ class YOPO(Strategy):
         return x
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "kept": self._kept.state_dict()}
+        return {**super().state_dict(), "kept": self.kept.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self._kept.load_state_dict(state["kept"])
+        self.kept.load_state_dict(state["kept"])
 
     def _count(self, samples: int) -> None:
         self.passes.first_forwards += samples
