@@ -272,7 +272,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gtsrb-batchnorm.jsonl"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--samples", type=int, default=3840)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # cells may stand behind options
     torch.set_num_threads(1)
     if arguments.what == "run":
         run(arguments.cells or [*MAIN, *CURES, *CONTROLS], arguments.seeds, arguments.samples, arguments.out)

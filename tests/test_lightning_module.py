@@ -175,6 +175,39 @@ def test_goes_on_from_a_checkpoint(case: str, tmp_path: Path) -> None:
         trainer().fit(AdversarialModule(network(True), sp.Standard()), loader(), ckpt_path=tmp_path / "epoch=0.ckpt")
 
 
+def test_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    """At the rates that an uninterrupted training has: Lightning does not begin the epoch again."""
+
+    class Rates(pl.Callback):
+        def __init__(self) -> None:
+            self.seen: list[float] = []
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.seen.append(pl_module.optimizers().param_groups[0]["lr"])
+
+    straight, keep = Rates(), pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
+    trainer(enable_checkpointing=True, callbacks=[keep, straight]).fit(
+        AdversarialModule(network(), sp.Standard()), loader(4)
+    )
+    for step in (3, 6):
+        resumed = Rates()
+        module = AdversarialModule(network(), sp.Standard())
+        path = tmp_path / f"step={step}.ckpt"
+        trainer(callbacks=[resumed]).fit(module, loader(4), ckpt_path=path, weights_only=True)
+        assert len(resumed.seen) >= 10 - step
+        assert resumed.seen[-(10 - step) :] == straight.seen[step:]
+
+
+def test_validation_leaves_gradients_that_wait_for_more_batches() -> None:
+    ends = []
+    for given in ({}, {"val_check_interval": 3}):
+        model = network()
+        module = AdversarialModule(model, sp.PGDTraining(THREAT, 1), lr=0.5, accumulate=4)
+        trainer(max_epochs=1, **given).fit(module, loader(2), loader())
+        ends.append(weights(model))
+    assert torch.equal(*ends)
+
+
 def test_another_trainer_begins_anew() -> None:
     """What the strategy kept for samples, and averaged, was of another training."""
     data = Indexed(TensorDataset(X, Y))

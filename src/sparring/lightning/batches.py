@@ -97,6 +97,11 @@ def parted(batch: Any, strategy: Strategy, trainer: Any) -> tuple[Any, dict[str,
     it is. The unlabelled part is x, (x, …) with labels that nobody reads, or a dict with one tensor of floats."""
     if not isinstance(batch, Mapping) or set(batch) != {"labelled", "unlabelled"}:
         return batch, {}
+    if batch["labelled"] is None or batch["unlabelled"] is None:
+        raise ValueError(
+            "the batch has labelled or unlabelled samples only, for one loader has ended: give trainer.fit the dict of both, or "
+            'a CombinedLoader(…, "max_size_cycle"), which begins the shorter one anew'
+        )
     if not strategy.takes_unlabelled:
         raise ValueError(
             f"the batch has unlabelled samples, from which {strategy.name} learns nothing: use sp.VAT(eps), or put "

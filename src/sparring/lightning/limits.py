@@ -41,5 +41,15 @@ def refuse_by_hand(trainer: Any, strategy: Strategy) -> None:
         )
 
 
+def refuse_settings(trainer: Any) -> None:
+    """ValueError for what a Trainer would do before each step, were it its own."""
+    for name, ours, off in (
+        ("gradient_clip_val", "max_grad_norm", None),
+        ("accumulate_grad_batches", "accumulate", 1),
+    ):
+        if (value := getattr(trainer, name)) and value != off:
+            raise ValueError(f"Trainer({name}={value}): AdversarialModule steps by itself, give it {ours}={value}")
+
+
 def _synchronised(trainer: Any) -> bool:
     return getattr(trainer.strategy, "_layer_sync", None) is not None

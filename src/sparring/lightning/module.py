@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from sparring.attacks.base import Attack
 from sparring.lightning import states
 from sparring.lightning.batches import Fields, Names, learned, parted, places
-from sparring.lightning.limits import refuse, refuse_by_hand
+from sparring.lightning.limits import refuse, refuse_by_hand, refuse_settings
 from sparring.lightning.measuring import NAMES, joined, measured, precision, short_attack, tally
+from sparring.lightning.progress import done
 from sparring.lightning.settling import Recent
 from sparring.training import fit, optimizing
 from sparring.training.averaging import deployed
+from sparring.training.batchnorm import BRANCHES
 from sparring.training.ledger import NotFinite
 from sparring.training.losses import Batch, Loss, set_aside
 from sparring.training.optimizing import Optimizer, Rates, Schedule, Tuning
@@ -57,7 +58,8 @@ class Adversarial(Host):
     sample. Strategies that learn from unlabelled samples, too, get them from `trainer.fit(module, {"labelled": loader,
     "unlabelled": loader})`, or a CombinedLoader of these two. With DDP the examples are those of one process: random draws
     are keyed by the sample's place among all.
-    Logged: train_loss, train_clean_accuracy, train_robust_accuracy (those that the strategy sees); val_… and test_….
+    Logged: train_loss, train_clean_accuracy, train_robust_accuracy (those that the strategy sees); val_… and test_…, of both
+    branches where BatchNorm is split (val_adversarial_branch_robust_accuracy).
 
     Raises TypeError or ValueError, in one line, for what can't be trained, FloatingPointError for losses or weights not finite.
     """
@@ -122,12 +124,7 @@ class Adversarial(Host):
             recalibrate(self.model, data, self.strategy, batches)
 
     def configure_callbacks(self) -> list[Any]:
-        for name, ours, off in (
-            ("gradient_clip_val", "max_grad_norm", None),
-            ("accumulate_grad_batches", "accumulate", 1),
-        ):
-            if (value := getattr(self.trainer, name)) and value != off:
-                raise ValueError(f"Trainer({name}={value}): AdversarialModule steps by itself, give it {ours}={value}")
+        refuse_settings(self.trainer)
         return []
 
     def setup(self, stage: str) -> None:
@@ -151,8 +148,12 @@ class Adversarial(Host):
         ]
 
     def on_fit_start(self) -> None:
+        self._recent = Recent()
         if not self.model.training:
             self.model.train()
+
+    def on_train_start(self) -> None:
+        self.on_train_epoch_start()  # Lightning leaves it out where it goes on in the middle of an epoch
 
     def on_train_epoch_start(self) -> None:
         trainer, schedule, warmup = self.trainer, self.settings["schedule"], self.settings["warmup"]
@@ -167,6 +168,7 @@ class Adversarial(Host):
         # anew: a callback may have added parameters to an optimiser
         self._rates = Rates(schedule, list(self._by_owner().values()), warmup / epochs if warmup else 0.0)
         self._bad = self._bad.to(self.device)
+        self._recent.begin(trainer.num_training_batches)
         self._held = self._samples = 0
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
@@ -179,7 +181,7 @@ class Adversarial(Host):
         self._held, self._samples = self._held + 1, self._samples + count
         ends = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
         last = ends or self._held == self.settings["accumulate"]
-        self._rates.set(self._done(batch_idx + 1 - self._held / 2))
+        self._rates.set(done(trainer, batch_idx + 1 - self._held / 2))
         sums: dict[str, tuple[Tensor, int]] = {}
         updates: set[str] = set()
         with joined(self.strategy, trainer, x):
@@ -247,16 +249,6 @@ class Adversarial(Host):
         found: Any = self.optimizers()
         return dict(zip(["model", *self.networks], found if isinstance(found, list) else [found]))
 
-    def _done(self, position: float) -> float:
-        """The fraction of training that lies behind when so many batches of this epoch do."""
-        trainer, fractions = self.trainer, [0.0]
-        if (trainer.max_epochs or -1) > 0:
-            inside = position / trainer.num_training_batches if trainer.num_training_batches < math.inf else 0.0
-            fractions.append((trainer.current_epoch + inside) / trainer.max_epochs)  # type: ignore[operator]
-        if trainer.max_steps > 0:
-            fractions.append(trainer.global_step / trainer.max_steps)
-        return min(max(fractions), 1.0)
-
     def _check_finite(self, weights: bool = False) -> None:
         epoch, batch = self.trainer.current_epoch, self.trainer.fit_loop.batch_idx
         try:
@@ -275,6 +267,10 @@ class Adversarial(Host):
         if self.trainer.state.fn == "fit":
             self._recent.settle(self.model, self.strategy, self.trainer)
         super().on_validation_model_eval()
+
+    def on_validation_model_zero_grad(self) -> None:
+        if not self._held:  # else gradients are waiting for more batches
+            super().on_validation_model_zero_grad()
 
     def on_train_epoch_end(self) -> None:
         self._recent.settle(self.model, self.strategy, self.trainer)
@@ -295,11 +291,14 @@ class Adversarial(Host):
         x, y, numbers = (self._fields or Fields.of(batch)).read(batch)
         indices = places(numbers, len(y), self.trainer, self._seen)
         self._seen += len(y)
-        with self.deployed():
-            clean, robust = measured(self.model, self.validation_attack, x, y, indices, precision(self.trainer))
-        for kind, right in (("clean", clean), ("adversarial", robust)):
-            if right is not None:
-                self._log(f"{stage}_{NAMES[kind]}", right.float().mean(), len(y))
+        statistics = self.strategy.statistics
+        for branch in BRANCHES if statistics.policy == "split" else BRANCHES[:1]:
+            with self.deployed(), statistics.branch(self.model, branch) if branch != BRANCHES[0] else nullcontext():
+                clean, robust = measured(self.model, self.validation_attack, x, y, indices, precision(self.trainer))
+            of = stage if branch == BRANCHES[0] else f"{stage}_{branch}_branch"
+            for kind, right in (("clean", clean), ("adversarial", robust)):
+                if right is not None:
+                    self._log(f"{of}_{NAMES[kind]}", right.float().mean(), len(y))
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Logits (B, C) of a batch x, or of the x in it."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from sparring.training.averaging import averages, deployed
+from sparring.training.averaging import averages
 from sparring.training.losses import Batch
 from sparring.training.recalibration import recalibrate
 from sparring.training.strategy import Strategy
@@ -49,7 +49,8 @@ def settled(
     behind = any(gather(strategy.statistics.apart))
     if behind:
         recalibrate(model, batches(), strategy)
-    if any(part.count for part in averages(strategy)):
-        with deployed(model, strategy):
-            recalibrate(model, batches(), strategy)
+    for part in averages(strategy):
+        if part.count:
+            with part.applied(model):
+                recalibrate(model, batches(), strategy)
     return behind
