@@ -123,6 +123,26 @@ def trained(name: str, processes: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+def parted() -> list[Any]:
+    """Whether the running statistics agree with this process's batches, and what they are in the end: every second sample, the
+    second process's, turns brighter."""
+    x, y = torch.rand(400, 6, generator=torch.Generator().manual_seed(0)), torch.arange(400) // 2 % 3
+    late = (torch.arange(400) >= 300) & (torch.arange(400) % 2 == 1)
+    x[late] = x[late] * 0.3 + 0.7
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
+    module = AdversarialModule(model, sp.PGDTraining(sp.Linf(0.01), steps=1, keep=True), lr=0.01)
+    numbered = Indexed(TensorDataset(x, y))
+    dealt = DistributedSampler(numbered, 2, int(os.environ["RANK"]), shuffle=False)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, enable_checkpointing=False, use_distributed_sampler=False,
+        **quiet,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(numbered, batch_size=10, sampler=dealt), None)
+    return [module.strategy.statistics.agrees, model[0].running_mean.tolist()]
+
+
 def test_only_in_a_batch_is_the_strategy_one_of_many() -> None:
     """Also after one that failed: in a loop of its own it would wait for processes that are not there."""
     strategy, trainer = sp.NFGSM(THREAT), SimpleNamespace(global_rank=1, world_size=2, precision="bf16-mixed")
@@ -152,6 +172,11 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     assert norms[0][1:] == norms[1][1:]  # parameters and running statistics
     assert norms[0][0] != norms[1][0]  # what they learned from
 
+    (first, mean), (second, other) = torch.load(tmp_path / "parted.pt")
+    assert (first, second) == (True, False), "one process would take statistics anew, and all do"
+    assert mean == other
+    assert mean == pytest.approx([0.5 * 7 / 8 + 0.85 / 8] * 6, abs=0.05)
+
 
 if __name__ == "__main__":
     for case in [*STRATEGIES, *CALLBACKS]:
@@ -165,4 +190,7 @@ if __name__ == "__main__":
     )
     if torch.distributed.get_rank() == 0:
         torch.save(everybodys, Path(sys.argv[1]) / f"{NORMS}.pt")
+    torch.distributed.all_gather_object(everybodys, parted())
+    if torch.distributed.get_rank() == 0:
+        torch.save(everybodys, Path(sys.argv[1]) / "parted.pt")
     torch.distributed.destroy_process_group()  # left to the interpreter's end, it aborts the process now and then
