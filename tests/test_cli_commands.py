@@ -367,6 +367,10 @@ def test_demo_in_small(place: Path, capsys: pytest.CaptureFixture[str], monkeypa
     for _ in range(2):  # a second demo replaces the first
         assert main(["demo", "--epochs", "1", "--samples", "60", "--device", "cpu"]) == DONE
     captured = capsys.readouterr()
+    both = (place / "sparring-demo" / "report.html").read_text("utf-8")
+    assert "ordinary (Standard) is right on at most" in both
+    assert "robust (FastFGSM)" in both
+    assert 'href="evaluation-robust/report.html"' in both
     assert (place / "sparring-demo" / "evaluation" / "report.html").exists()
     assert (place / "sparring-demo" / "evaluation-robust" / "report.html").exists()
     rows = [line.split()[:2] for line in captured.out.splitlines()]

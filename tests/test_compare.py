@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from networks import inputs, mlp
 from sparring.cli import main
 from sparring.evaluation.comparison import Paired
 from sparring.evaluation.statistics import Z95
+from sparring.report.words import percent
 
 SHAPE = (3, 4, 5)
 THREAT = sp.Linf(0.02)
@@ -107,7 +110,7 @@ def test_huge_counts_do_not_overflow() -> None:
 
 
 def evaluated(
-    out: Path, seed: int = 0, data: Any = None, threat: sp.Threat = THREAT, **settings: Any
+    out: Path | None, seed: int = 0, data: Any = None, threat: sp.Threat = THREAT, **settings: Any
 ) -> sp.EvaluationResult:
     model = mlp(SHAPE, seed=seed)
     x, _ = inputs(N, SHAPE)
@@ -199,3 +202,35 @@ def test_the_command(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) 
     assert json.loads(capsys.readouterr().out) == found.to_dict()
     assert main(["compare", str(runs["a"]), "nowhere"]) == 2
     assert capsys.readouterr().err.startswith("sparring compare: nowhere holds no result.json")
+
+
+def test_the_page_shows_both_side_by_side(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "deep" / "both & more.html"
+    assert main(["compare", str(runs["a"]), str(runs["b"]), "--page", str(page)]) == 0
+    assert f"Side by side: {page}" in capsys.readouterr().out
+    html, found = page.read_text("utf-8"), sp.compare(runs["a"], runs["b"])
+    for number, name in enumerate("ab"):
+        document = sp.load_result(runs[name]).document
+        assert f">{percent(document['clean_accuracy']['value'])}</p>" in html
+        assert f"at most</span>{percent(document['robust_accuracy']['value'])}</p>" in html
+        link = os.path.relpath(runs[name] / "report.html", page.parent)
+        assert f'href="{link}"' in html, "opens from where the page lies"
+        assert html.count(found.names[number]) >= 4
+    assert f"{100 * found.robust.difference:+.1f}<" in html
+    assert f"On {len(found.discordant)} images they differ" in html
+    assert html.count('<article class="card">') == 6, "three failures of each"
+    assert html.count('<svg class="chart') == 2, "wide and narrow"
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert "<script" not in html
+    for target in re.findall(r'(?:href|src)="([^"#]+)"', html):
+        assert target.startswith("data:image/png;base64,") or target.endswith("report.html")
+    found.save(page, names=("<b>one</b>", "two"))
+    html = page.read_text("utf-8")
+    assert "<b>one" not in html
+    assert "&lt;b&gt;one&lt;/b&gt;" in html
+    alone = sp.compare(sp.load_result(runs["a"]), evaluated(None, seed=1))
+    alone.save(page)
+    assert page.read_text("utf-8").count("Its own report") == 1, "a result that lies nowhere has none"

@@ -36,6 +36,8 @@ class CompareSettings(Settings, Folders):
 
     most: Annotated[int, RESULTS] = 10
     """How many samples on which the two differ are listed; --json has them all."""
+    page: Annotated[Path | None, RESULTS] = None
+    """File, such as both.html, that shows the two side by side in any browser."""
 
 
 def compare(settings: CompareSettings) -> Outcome:
@@ -60,6 +62,9 @@ def compare(settings: CompareSettings) -> Outcome:
         ]
         table(rows, title=f"{len(shown)} of the {len(found.discordant)} samples on which robustness differs")
     say(_verdict(found.robust), style="bold")
+    if settings.page is not None:
+        settings.page.parent.mkdir(parents=True, exist_ok=True)
+        say(f"Side by side: {found.save(settings.page)}")
     return Outcome(found.to_dict())
 
 

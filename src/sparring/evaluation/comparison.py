@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
+from sparring.evaluation.files import replacing
 from sparring.evaluation.result import EvaluationResult
 from sparring.evaluation.statistics import Z95, Proportion
 
@@ -112,6 +115,20 @@ class Comparison:
     clean: Paired
     robust: Paired
     discordant: list[dict[str, Any]]
+    results: tuple[EvaluationResult, EvaluationResult] = field(repr=False, compare=False)
+
+    def save(self, path: str | Path, names: Sequence[str] | None = None) -> Path:
+        """Write both results side by side as one HTML page; its path. names: what they are called there."""
+        from sparring import report
+
+        path = Path(path)
+        called = self.names if names is None else names
+        documents, pictures = [r.document for r in self.results], [r.picture for r in self.results]
+        links = [_link(result, path) for result in self.results]
+        html = report.beside(called, documents, pictures, self.to_dict(), links)
+        with replacing(path) as file:
+            file.write(html)
+        return path
 
     def __repr__(self) -> str:
         return (
@@ -166,6 +183,7 @@ def compare(a: EvaluationResult | str | Path, b: EvaluationResult | str | Path) 
         _paired(one["correct"], other["correct"]),
         _paired(one["robust"], other["robust"]),
         list(_discordant(first, second, one, other)),
+        (first, second),
     )
 
 
@@ -177,6 +195,13 @@ def _table(result: EvaluationResult) -> np.ndarray[Any, Any]:
 def _name(result: EvaluationResult, number: int) -> str:
     name = str(result.document["model"]["name"] or f"result {'ab'[number]}")
     return name if result.folder is None else f"{name} ({result.folder})"
+
+
+def _link(result: EvaluationResult, page: Path) -> str | None:
+    """Where its own report lies, as seen from the page."""
+    if result.folder is None or not (result.folder / "report.html").exists():
+        return None
+    return quote(Path(os.path.relpath(result.folder / "report.html", page.parent)).as_posix())
 
 
 def _paired(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> Paired:

@@ -65,6 +65,7 @@ def accuracy_curves(
     eps: float | None = None,
     eps_typed: str | None = None,
     title: str | None = None,
+    size: tuple[float, float] = (7.4, 3.9),
     ax: Axes | None = None,
 ) -> Figure:
     """Accuracy against the size of the perturbation, a line and the band of its interval for each of several networks.
@@ -72,7 +73,7 @@ def accuracy_curves(
     Args:
         curves: name → points as for `accuracy_curve`: ``{"plain": plain.curve, "robust": robust.curve}`` of two
             `sp.evaluate` results.
-        norm, eps, eps_typed, ax: as for `accuracy_curve`.
+        norm, eps, eps_typed, size, ax: as for `accuracy_curve`.
         title: of the panel.
 
     Picture: docs/gallery.md, "Accuracy against eps".
@@ -82,7 +83,7 @@ def accuracy_curves(
     """
     if not curves:
         raise ValueError("accuracy curves need at least one curve, got none")
-    axes = style.panel(ax, 7.4, 3.9)
+    axes = style.panel(ax, *size)
     ends = []
     for number, (name, curve) in enumerate(curves.items()):
         color, dashes = style.SERIES[number % len(style.SERIES)], style.DASHES[number % 4]

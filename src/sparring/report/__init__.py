@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
-from importlib import resources
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from sparring import inspection
 from sparring.evaluation.warnings import loose_curve
 from sparring.report import svg, texts, view, words
+from sparring.report.beside import beside
+from sparring.report.page import page
 from sparring.report.view import Document, Picture
 
-__all__ = ["render"]
+__all__ = ["beside", "render"]
 
 SCHEMA_VERSION = 1
 _KEYS = (
@@ -50,24 +48,7 @@ def render(document: Document, picture: Picture) -> str:
     missing = [key for key in _KEYS if key not in document]
     if missing:
         raise ValueError(f"the result document has no {missing[0]!r}: expected the layout of docs/architecture.md")
-    context = _context(document, picture)
-    style, script = _read("style.css"), _read("script.js")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters.update(
-        percent=words.percent,
-        interval=words.interval,
-        number=words.number,
-        duration=words.duration,
-        moment=words.moment,
-        text=view.setting,
-    )
-    template = environment.from_string(_read("template.html.j2"))
-    # the files are the package's own; whatever comes from the document goes through autoescape
-    return template.render(
-        style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script), **context
-    )
+    return page("template.html.j2", **_context(document, picture))
 
 
 def _context(document: Document, picture: Picture) -> dict[str, object]:
@@ -124,11 +105,3 @@ def _charts(document: Document) -> list[Markup]:
         )
         for name, size in (("wide", (9.6, 3.9)), ("narrow", (4.7, 3.5)))
     ]
-
-
-def _read(name: str) -> str:
-    return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
