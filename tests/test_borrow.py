@@ -274,6 +274,8 @@ def test_inputs_that_require_gradients_get_none() -> None:
     ("model", "error", "words"),
     [
         (lambda x: {"logits": x, "loss": x}, TypeError, ["dict with keys ['logits', 'loss']", "sp.output(model, 'logits')"]),
+        (lambda x: {"features": x, "logits": x}, TypeError, ["sp.output(model, 'logits') (--output on the command line)"]),
+        (lambda x: {"features": x[:, :, None], "answers": x}, TypeError, ["sp.output(model, 'answers')"]),
         (lambda x: (x, x), TypeError, ["returned tuple", "sp.output(model, 0)"]),
         (lambda x: x[:, 0], ValueError, ["shape (3,)", "(3, C)"]),
         (lambda x: x[:1], ValueError, ["shape (1, 6)", "(3, C)"]),

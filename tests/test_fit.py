@@ -443,6 +443,31 @@ def test_time_runs_out_and_progress_is_told(tmp_path: Path) -> None:
     assert "validation clean" in told[-1].text
 
 
+def test_progress_tells_which_epoch_was_validated(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands beside this epoch's loss is this epoch's, or says whose it is; the last line has the last numbers."""
+    told: list[Any] = []
+    x, y = problem()
+    result = fit(network(), (x, y), Standard(), epochs=3, batch_size=4, validation=(x, y), progress=told.append)
+    for now in told:
+        if now.latest is not None and now.latest.epoch < now.epoch:
+            assert f"epoch {now.latest.epoch}: validation clean" in now.text
+        elif now.latest is not None:
+            assert f", validation clean {now.latest.validation_accuracy:.1%}" in now.text
+    assert [now.latest.epoch for now in told if now.ends] == [1, 2, 3]
+    monkeypatch.setattr("sparring.training.history.SHORT", 0.0)
+    fit(network(), (x, y), Standard(), epochs=3, batch_size=4, validation=(x, y), progress=True)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
+    assert [line.split(",")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    for line, row in zip(lines, result.history):
+        assert f"validation clean {row.validation_accuracy:.1%}" in line
+    monkeypatch.undo()
+    fit(network(), (x, y), Standard(), epochs=3, batch_size=4, validation=(x, y), progress=True)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
+    assert line.startswith("epoch 3/3"), "short epochs are not told one by one, the last one is"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

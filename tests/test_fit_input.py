@@ -235,3 +235,13 @@ def test_a_scheduler_that_waits_for_a_metric_is_refused_at_the_start() -> None:
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
     with pytest.raises(ValueError, match="schedule is a ReduceLROnPlateau, which waits for a metric"):
         fit(model, problem(), Standard(), epochs=1, validation=False, optimizer=optimizer, schedule=plateau)
+
+
+def test_a_head_that_learns_longer_than_the_training_lasts_is_refused() -> None:
+    """As long as it lasts is a linear probe."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+    body = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match="head_epochs=5 of epochs=2: the body would never learn"):
+        fit(model, problem(), Standard(), epochs=2, head_epochs=5, validation=False)
+    fit(model, problem(), Standard(), epochs=2, head_epochs=2, validation=False)
+    assert torch.equal(model[0].weight, body)

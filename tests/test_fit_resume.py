@@ -292,7 +292,7 @@ def test_interrupted_while_it_validates(tmp_path: Path, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patched:
         patched.setattr(Validation, "__call__", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="stopped while epoch 1 was validated"):
             fit(model, problem(), Standard(), out=tmp_path, **settings)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert (state["epoch"], state["position"]) == (0, 5), "the first epoch is learned, and not validated"
@@ -300,6 +300,17 @@ def test_interrupted_while_it_validates(tmp_path: Path, monkeypatch: pytest.Monk
     assert [row.loss for row in found.history] == [row.loss for row in expected.history]
     assert [row.validation_accuracy for row in found.history] == [row.validation_accuracy for row in expected.history]
     assert torch.equal(load_file(tmp_path / "last.safetensors")["weight"], whole.weight)
+
+
+def test_ctrl_c_says_where_it_stopped_and_how_to_go_on(tmp_path: Path) -> None:
+    class Interrupt:
+        def after_epoch(self, run: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(nn.Linear(5, 2), problem(), Standard(), epochs=3, batch_size=8, out=tmp_path, callbacks=[Interrupt()])
+    said = f"stopped in epoch 2 of 3, after batch 1 of 5, kept in {tmp_path}: the same call goes on from there"
+    assert str(caught.value) == said
 
 
 class Signalling(Dataset[tuple[torch.Tensor, int]]):

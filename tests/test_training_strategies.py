@@ -459,3 +459,14 @@ def test_a_generator_and_the_classifier_learn_in_turn() -> None:
     assert same([[p.grad for p in model.parameters()]], [expected])
     assert list(losses) == []
     assert (model.forwards, model.backwards) == (18, 18) == (strategy.passes.forwards, strategy.passes.backwards)
+
+
+def test_a_loss_says_what_it_is() -> None:
+    model = nn.Linear(2, 2)
+    (loss,) = sp.Standard()(model, (torch.rand(4, 2), torch.arange(4) % 2))
+    assert repr(loss) == "Loss(not computed yet, update=True, owner='model')"
+    assert loss.value.requires_grad  # computed now
+    count, samples = loss.seen.right["clean"]
+    assert (
+        repr(loss) == f"Loss({loss.value.item():.4g}, clean {int(count)}/{samples} right, update=True, owner='model')"
+    )

@@ -173,12 +173,21 @@ class Borrowed:
             module.release()
 
 
+def _likely(outputs: Mapping[Any, Any], batch: int) -> str:
+    """The key under which logits most probably are."""
+    shaped = [
+        key for key, value in outputs.items() if isinstance(value, Tensor) and value.ndim == 2 and len(value) == batch
+    ]
+    named = [key for key in ("logits", "output", "out", "scores") if key in outputs]
+    return str(next(iter([*named, *shaped, *outputs]), "logits"))
+
+
 def check_logits(logits: Any, batch: int, classes: int | None = None) -> int:
     """The number of classes; one clear line where this is not (B, C) floating-point logits."""
     if isinstance(logits, Mapping):
         raise TypeError(
             f"the model returned a dict with keys {sorted(map(str, logits))}: name its logits, as in "
-            f"sp.output(model, {str(next(iter(logits), 'logits'))!r})"
+            f"sp.output(model, {_likely(logits, batch)!r}) (--output on the command line)"
         )
     if not isinstance(logits, Tensor):
         raise TypeError(

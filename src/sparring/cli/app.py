@@ -20,7 +20,7 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from sparring.cli import config
 from sparring.cli.console import speaks, warnings_as_notes
 from sparring.cli.settings import Settings
-from sparring.cli.values import did_you_mean
+from sparring.cli.values import check_whole, did_you_mean
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 
@@ -70,7 +70,7 @@ def _app(tokens: Sequence[str] = ()) -> App:
         help_epilogue=EPILOGUE,
         help_format="plaintext",
         version=_version,
-        config=config.apply,
+        config=[config.apply, check_whole],  # in this order: the file is looked at, too
         default_parameter=Parameter(negative=(), show_default=_shown),
     )
     for name, (target, summary) in (COMMANDS | TEXT if text else COMMANDS).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,20 +56,52 @@ def warnings_as_notes() -> Iterator[None]:
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
-    """Rows of one table, the keys of the first as header; numbers to the right."""
+    """Rows of one table, the keys of the first as header; numbers to the right. No cell is ever cut: where the terminal is too
+    narrow headers are folded, and where that is not enough each row is a list of its own."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     console = out()
-    drawn = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for key in rows[0]:
-        numeric = all(isinstance(row.get(key), (int, float, type(None))) for row in rows)
-        drawn.add_column(str(key), justify="right" if numeric else "left", no_wrap=True)
-    for row in rows:
-        drawn.add_row(*(_cell(row.get(key)) for key in rows[0]))
     if not console.is_terminal:
-        console.width = 200  # a file or a pipe has no edge at which to cut columns
+        console.width = 200  # a file or a pipe has no edge
+    keys = list(rows[0])
+    cells = [[_cell(row.get(key)) for key in keys] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    folded = [textwrap.wrap(key, max(width, *map(len, key.split())), break_long_words=False) if key else [""]
+              for key, width in zip(keys, widths)]  # fmt: skip
+
+    def across(heads: Sequence[Sequence[str]]) -> int:
+        """How wide the table is under these headers, with what stands between columns."""
+        return sum(max(width, *map(len, head)) for width, head in zip(widths, heads)) + 3 * (len(keys) - 1) + 2
+
+    heads = [[key] for key in keys]
+    if across(heads) > console.width:
+        heads = folded
+    if across(heads) > console.width:
+        _lists(console, keys, cells, title)
+        return
+    drawn = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for key, head in zip(keys, heads):
+        numeric = all(isinstance(row.get(key), (int, float, type(None))) for row in rows)
+        drawn.add_column("\n".join(head), justify="right" if numeric else "left", no_wrap=True)
+    for row in cells:
+        drawn.add_row(*row)
     console.print(drawn)
+
+
+def _lists(console: Console, keys: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
+    """A row under the other: what it is called, and a line for each other cell."""
+    from rich.table import Table
+
+    if title is not None:
+        console.print(title, style="bold", markup=False)
+    for row in rows:
+        console.print(f"\n{row[0]}", markup=False)
+        lines = Table.grid(padding=(0, 2, 0, 0))
+        for key, cell in zip(keys[1:], row[1:]):
+            lines.add_row(f"  {key}", cell)
+        console.print(lines)
+    console.print()
 
 
 def _cell(value: Any) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from cyclopts import Token
+    from cyclopts import App, Token
+    from cyclopts.argument import ArgumentCollection
 
 
 NORM_NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1", "l0": "L0"}
@@ -47,6 +48,29 @@ else:
     # A name of its own, so that --help says `--eps NUMBER` and not `--eps STR`.
     Number = Annotated[type("Number", (str,), {}), Parameter(converter=_number)]
 """A number kept as it was typed, so that ``8/255`` reaches the result document as ``8/255``."""
+
+
+def check_whole(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """A cyclopts config source that fills in nothing: options that count take no fractions (cyclopts would round them).
+
+    Raises:
+        ValueError: one does; the line names the option.
+    """
+    for argument in arguments:
+        kinds = {argument.hint, *get_args(argument.hint)}
+        if int not in kinds or float in kinds:
+            continue
+        for token in argument.tokens:
+            text = token.value.strip()
+            if "." in text and not _is_whole(text):
+                raise ValueError(f"{token.keyword or argument.name} {text}: expected a whole number")
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        return float(text).is_integer()
+    except ValueError:
+        return True  # which is said where it is converted
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

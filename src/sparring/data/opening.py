@@ -76,7 +76,8 @@ def _named(name: str, split: str, size: int | None, skip_bad: bool) -> Source:
     raise FileNotFoundError(
         f"{name} ({split}) was not found: looked for {', '.join(known.places)} under {', '.join(map(str, roots()))}"
         f"{'' if os.environ.get('SPARRING_DATA') else ' (SPARRING_DATA is unset)'}; "
-        f"get it with: {known.download(split)}"
+        f"get it, where torchvision is installed, with: {known.download(split)}; or take the subset that comes along: "
+        f"{BUNDLED_NAME}:bundled"
     )
 
 

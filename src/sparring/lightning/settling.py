@@ -13,7 +13,7 @@ from sparring.lightning import states
 from sparring.lightning.measuring import joined, undisturbed
 from sparring.training.averaging import averages
 from sparring.training.losses import Batch
-from sparring.training.settling import BATCHES, settled
+from sparring.training.settling import BATCHES, BEHIND, settled
 from sparring.training.strategy import Strategy
 
 MOST = 2**28  # bytes of inputs that are held
@@ -69,9 +69,7 @@ class Recent:
         if behind and not self._warned:
             self._warned = True
             warnings.warn(
-                f"AdversarialModule: BatchNorm's running statistics had not caught up: before validation they are taken anew "
-                f"from the last {count} batches (see sparring doctor)",
-                stacklevel=2,
+                f"AdversarialModule: {BEHIND} the last {count} batches, which the doctor would advise", stacklevel=2
             )
 
 

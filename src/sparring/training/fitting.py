@@ -237,7 +237,7 @@ def fit(
         elif said is not None and not resumed:
             run.note(said)
         finished = run.go()
-        limits.ask_on()
+        limits.ask_on(_stopped(run, folder))
         for part in run.strategy.parts:
             if finished and isinstance(part, Average) and not part.count:
                 run.note(
@@ -248,6 +248,11 @@ def fit(
         tuple(run.history), run.best, run.best_weights, run.strategy, finished,
         tuple(note["text"] for note in run.notes), None if folder is None else folder.path, run.best_adversarial,
     )  # fmt: skip
+
+
+def _stopped(run: Run, folder: Folder | None) -> str:
+    where = f"stopped in epoch {min(run.epoch + 1, run.epochs)} of {run.epochs}, after batch {run.position} of {run.batches}"
+    return where if folder is None else f"{where}, kept in {folder.path}: the same call goes on from there"
 
 
 def _feed(given: dict[str, Any], together: Crew) -> Feed:

@@ -96,19 +96,32 @@ class Progress:
         """
         parts = [f"epoch {self.epoch}/{self.epochs}, loss {self.loss:.3f}"]
         pairs = [("clean", self.accuracy), ("robust", self.robust_accuracy)]
+        seen = []
         if self.latest is not None:
-            pairs += [("validation clean", self.latest.validation_accuracy)]
-            pairs += [("validation robust", self.latest.validation_robust_accuracy)]
-            pairs += [("with adversarial statistics", self.latest.validation_adversarial_branch_accuracy)]
-            pairs += [("robust", self.latest.validation_adversarial_branch_robust_accuracy)]
-        return ", ".join(filter(None, (*parts, _told(*pairs))))
+            earlier = "" if self.latest.epoch == self.epoch else f"epoch {self.latest.epoch}: "
+            seen = [
+                (f"{earlier}validation clean", self.latest.validation_accuracy),
+                ("validation robust", self.latest.validation_robust_accuracy),
+                ("with adversarial statistics", self.latest.validation_adversarial_branch_accuracy),
+                ("robust", self.latest.validation_adversarial_branch_robust_accuracy),
+            ]  # fmt: skip
+        return ", ".join(filter(None, (*parts, _told(*pairs), _told(*seen))))
+
+    @property
+    def ends(self) -> bool:
+        """Whether an epoch has just come to its end, with all that is known of it."""
+        return self.batch == self.batches and self.latest is not None and self.latest.epoch == self.epoch
 
 
 Show = Callable[[Progress], None]
 
 
+SHORT = 1.0  # seconds
+
+
 class Bar(TerminalBar[Progress]):
-    """A rich progress bar on standard error; plain lines, one every ten seconds, where there is no terminal."""
+    """A rich progress bar on standard error; where there is no terminal plain lines: one every ten seconds, one at the end of an
+    epoch (of short ones at most one a second), and the last."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -123,7 +136,7 @@ class Bar(TerminalBar[Progress]):
             self.console.print(now.note, highlight=False, markup=False, soft_wrap=True)
         if self.bar is not None:
             self.bar.update(self.task, completed=now.fraction, text=now.text)
-        elif time.monotonic() - self._last >= EVERY:
+        elif time.monotonic() - self._last >= (SHORT if now.ends else EVERY) or (now.ends and now.epoch == now.epochs):
             self._last = time.monotonic()
             self.line(f"{now.text}, {now.seconds:.0f} s", now.seconds_left, soft_wrap=True)
 

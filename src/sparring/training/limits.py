@@ -61,9 +61,9 @@ class Limits:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def ask_on(self) -> None:
-        """Pass on what asked to stop, once everything is saved."""
+    def ask_on(self, said: str) -> None:
+        """Pass on what asked to stop, once everything is saved, with what was saved where."""
         if self.signal == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         if self.signal is not None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(said)

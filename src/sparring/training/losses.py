@@ -61,6 +61,11 @@ class Loss:
         self._value: Tensor | None = None
         self._scale: list[Tensor] = []  # a list, because a hook that held the loss itself would keep its graph alive
 
+    def __repr__(self) -> str:
+        value = "not computed yet" if self._value is None else f"{self._value.item():.4g}"
+        right = [f"{name} {int(count)}/{samples} right" for name, (count, samples) in self.seen.right.items()]
+        return f"Loss({', '.join([value, *right, f'update={self.update}', f'owner={self.owner!r}'])})"
+
     @property
     def value(self) -> Tensor:
         if self._value is None:

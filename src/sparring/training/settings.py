@@ -54,7 +54,9 @@ def check(given: dict[str, Any]) -> None:
         raise ValueError(
             "validation_attack: there is no validation (validation=False) to attack in: leave one of them out"
         )
-    if given["head_epochs"] >= given["epochs"] and given["body_lr"] is not None:
+    if given["head_epochs"] > given["epochs"] or (
+        given["head_epochs"] == given["epochs"] and given["body_lr"] is not None
+    ):
         raise ValueError(f"head_epochs={given['head_epochs']} of epochs={given['epochs']}: the body would never learn")
     if strategy.needs_indices and given["augment"] is not None:
         raise ValueError(

@@ -16,10 +16,7 @@ if TYPE_CHECKING:
     from sparring.training.run import Run
 
 BATCHES = 40  # that statistics are estimated from
-BEHIND = (
-    f"BatchNorm's running statistics had not caught up: before validation they are taken anew from {BATCHES} batches of the "
-    "training mixture (see sparring doctor)"
-)
+BEHIND = "BatchNorm's running statistics had not caught up: before validation they are taken anew from"
 
 
 def settle(run: Run) -> None:
@@ -30,8 +27,8 @@ def settle(run: Run) -> None:
         return map(run.prepared, run.feed.batches(run.epoch, order))
 
     behind = settled(run.model, run.strategy, batches, run.crew.gather)
-    if behind and all(note["text"] != BEHIND for note in run.notes):
-        run.note(BEHIND)
+    if behind and not any(note["text"].startswith(BEHIND) for note in run.notes):
+        run.note(f"{BEHIND} {len(order)} batches of the training mixture, which the doctor would advise")
 
 
 def settled(
