@@ -61,6 +61,20 @@ def test_what_is_counted_takes_no_fractions(option: str, value: str, capsys: pyt
     assert capsys.readouterr().err == f"sparring {command[0]}: {option} {value}: expected a whole number\n"
 
 
+def test_a_subset_in_place_of_the_data_that_were_asked_for_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sparring.cli.evaluate import EvaluateSettings, open_data
+    from sparring.data import opening
+
+    monkeypatch.setattr(opening, "candidates", lambda name: [])
+    assert len(open_data(EvaluateSettings(model="mlp", data="fashion-mnist"))) == 2000
+    said = "fashion-mnist was not found: these are the 2,000 images that come with sparring"
+    assert capsys.readouterr().err.split() == said.split()
+    open_data(EvaluateSettings(model="mlp", data="fashion-mnist:bundled"))
+    assert not capsys.readouterr().err
+
+
 def test_fractions_in_a_file_of_settings_are_refused_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "train.yaml").write_text("epochs: 1.5\n")
     assert main(["train", "--config", str(tmp_path / "train.yaml"), "--model", "mlp"]) == 2

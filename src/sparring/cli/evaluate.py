@@ -125,6 +125,8 @@ def open_data(settings: DataSettings) -> "LabelledImages":
         raise FileNotFoundError(f"--data {error}.{did_you_mean(settings.data, data.NAMES)}".rstrip(".")) from error
     for bad in images.skipped:
         note(f"skipped {bad}")
+    if images.name.endswith("(bundled subset)") and not settings.data.endswith(":bundled"):
+        note(f"{settings.data} was not found: these are the {len(images):,} images that come with sparring")
     return images
 
 
