@@ -227,6 +227,15 @@ def test_the_note_says_what_changed(strategy: sp.Strategy, said: str, monkeypatc
     assert f"the weights are those of the last good epoch; training goes on with {said}" in notes
 
 
+def test_yopo_with_more_passes_goes_on_from_what_is_kept() -> None:
+    strategy = sp.YOPO(THREAT, 2, 3, form="gradient", keep=True)
+    strategy.kept.put(torch.arange(2), torch.ones(2, 4))
+    following = safer(strategy)
+    assert isinstance(following, sp.YOPO)
+    assert following.settings() == {**strategy.settings(), "m": 4}
+    assert following.kept is strategy.kept
+
+
 def test_yopo_with_more_passes_steps_as_far() -> None:
     """A step adds up the gradients of m passes: the rate that was chosen for some is too high for the sum of more."""
 

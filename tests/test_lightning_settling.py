@@ -126,7 +126,14 @@ def test_batches_of_a_training_that_broke_off_are_of_no_use_to_the_next() -> Non
     with pytest.raises(RuntimeError, match="enough"):
         fitted(module, callbacks=[Stop()])
     assert module._recent.held
-    fitted(module, 1, False, data=(X + 5, Y), batch_size=30)
+    begun = []
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            begun.append(len(pl_module._recent.held))
+
+    fitted(module, 1, False, data=(X + 5, Y), batch_size=30, callbacks=[Look()])
+    assert begun == [0]
     with module.deployed():
         torch.testing.assert_close(module.model[0].running_mean, (X + 5).mean(0))
 
