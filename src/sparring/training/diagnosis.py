@@ -90,7 +90,7 @@ def diagnose(
         )
     history = getattr(history, "history", history)
     if not history:
-        skipped.append("how training went: no history was given")
+        skipped.append("how training went: no history was given (history=result.history, or --history)")
     crafts_with = "running" if strategy is None else crafting_mode(strategy)
     return Diagnosis(tuple(judge(seen, crafts_with, history)), tuple(skipped), seen)
 
