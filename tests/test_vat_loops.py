@@ -71,7 +71,7 @@ def test_lightning_learns_as_a_plain_loop_does(form: str) -> None:
         "labelled": DataLoader(TensorDataset(x, y), batch_size=10),
         "unlabelled": DataLoader(others, batch_size=10),
     }
-    module = AdversarialModule(network(), sp.VAT(1.0), optimizer="sgd", lr=0.1, schedule="constant")
+    module = AdversarialModule(network(), sp.VAT(1.0, bn="batch"), optimizer="sgd", lr=0.1, schedule="constant")
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
@@ -83,7 +83,7 @@ def test_lightning_learns_as_a_plain_loop_does(form: str) -> None:
     assert trainer.global_step == 10
     assert module.strategy.passes.forwards == 2 * (3 * 50 + 50)
 
-    model, strategy = network(), sp.VAT(1.0)
+    model, strategy = network(), sp.VAT(1.0, bn="batch")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     for step in range(10):
         labelled, unlabelled = torch.arange(10) + 10 * (step % 5 % 2), torch.arange(10) + 10 * (step % 5)

@@ -69,7 +69,7 @@ class Recent:
         if behind and not self._warned:
             self._warned = True
             warnings.warn(
-                f"AdversarialModule: {BEHIND} the last {count} batches, which the doctor would advise", stacklevel=2
+                f"AdversarialModule: {BEHIND} the last {count} batches, as the doctor would advise", stacklevel=2
             )
 
 

@@ -291,9 +291,7 @@ class Run:
 
         def stopped() -> None:
             if self.limits.signal is not None and self.crew.size == 1:
-                raise KeyboardInterrupt(
-                    f"stopped while epoch {self.epoch + 1} was validated; the same call goes on there"
-                )
+                raise KeyboardInterrupt(f"stopped while epoch {self.epoch + 1} was validated: the same call goes on")
 
         start = time.monotonic()
         try:

@@ -28,7 +28,7 @@ def settle(run: Run) -> None:
 
     behind = settled(run.model, run.strategy, batches, run.crew.gather)
     if behind and not any(note["text"].startswith(BEHIND) for note in run.notes):
-        run.note(f"{BEHIND} {len(order)} batches of the training mixture, which the doctor would advise")
+        run.note(f"{BEHIND} {len(order)} batches of the training mixture, as the doctor would advise")
 
 
 def settled(
