@@ -266,6 +266,20 @@ def test_attacks_of_one_name_have_numbers() -> None:
     assert "1. PGD" not in Page(render(document(), picture)).text
 
 
+def test_attacks_that_no_sample_came_to_are_counted_and_empty_settings_left_out() -> None:
+    (attack,) = document()["attacks"]
+    idle = {**attack, "name": "Square", "attacked": 0, "fooled": 0}
+    told = {**attack, "name": "APGD", "settings": {"steps": 7, "targets": None, "trace": False, "rival": 1}}
+    text = Page(render(document(attacks=[attack, idle, told]), picture)).text
+    assert "1. PGD" in text
+    assert "3. APGD steps 7, rival 1 912" in text, "it has the number that it has among all"
+    assert "Square" not in text
+    assert "Not shown: 1 attack that no image came to." in text
+    text = Page(render(document(attacks=[idle]), picture)).text
+    assert "Square" in text
+    assert "Not shown" not in text
+
+
 def test_a_warning_in_one_part_is_shown_whole() -> None:
     text = Page(render(document(warnings=[{"code": "probabilities", "message": "Return logits."}]), picture)).text
     assert "probabilities Return logits." in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +141,23 @@ def _told(
         meta=meta,
         pieces=pieces or [],
     )
+
+
+def numbered(attacks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The attacks that a sample came to (all of them, where it came to none), by the numbers that they have among all, with
+    the settings that say something."""
+    came = [attack["attacked"] or not any(other["attacked"] for other in attacks) for attack in attacks]
+    return [
+        {
+            **attack,
+            "label": f"{number}. {attack['name']}" if len(attacks) > 1 else attack["name"],
+            "settings": {
+                key: value for key, value in (attack.get("settings") or {}).items() if value not in (None, False)
+            },
+        }
+        for number, (attack, shown) in enumerate(zip(attacks, came, strict=True), 1)
+        if shown
+    ]
 
 
 def setting(value: Any) -> str:
